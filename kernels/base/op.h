@@ -1,0 +1,71 @@
+#pragma once
+// What an op is: two structs of views, `Fwd` and `Bwd`, and Run() for both on every backend.
+//
+//   struct XFwd {
+//     TensorView x, w;   // in
+//     TensorView y;      // out
+//     template <class Self, class V> static void Visit(Self& s, V&& v) { v.In("x", s.x); v.In("w", s.w); v.Out("y", s.y); }
+//     void Check() const;        // the one place where this op's shapes are checked
+//     double Flops() const;      // multiplications and additions
+//   };
+//   struct XBwd {
+//     XFwd fwd; TensorView dy; Grad dx, dw;
+//     template <class Self, class V> static void Visit(Self& s, V&& v) {
+//       v.Upstream("dy", s.dy, s.fwd.y); v.Grad("dx", s.dx, s.fwd.x); v.Grad("dw", s.dw, s.fwd.w); }
+//     void Check() const; double Flops() const;
+//   };
+//   void Run(CpuStream&, const XFwd&);  void Run(CpuStream&, const XBwd&);
+//
+// Roles in Visit: In (read; differentiable if the backward has a Grad for it), Out (overwritten), Saved (an output that
+// only the backward reads), InOut (updated in place), and in the backward Upstream (gradient of an Out) and Grad (gradient of an In).
+// Optional tensors are undefined views; visitors skip them.
+
+#include <concepts>
+#include <variant>
+
+#include "kernels/base/stream.h"
+#include "kernels/base/tensor.h"
+
+namespace weft {
+
+// Sums the bytes of everything an op reads and writes.
+struct ByteCounter {
+  double bytes = 0;
+  void In(const char*, const TensorView& v) { bytes += static_cast<double>(v.bytes()); }
+  void Out(const char*, const TensorView& v) { bytes += static_cast<double>(v.bytes()); }
+  void Saved(const char*, const TensorView& v) { bytes += static_cast<double>(v.bytes()); }
+  void InOut(const char*, const TensorView& v) { bytes += 2 * static_cast<double>(v.bytes()); }
+  void Upstream(const char*, const TensorView& v, const TensorView&) { bytes += static_cast<double>(v.bytes()); }
+  void Grad(const char*, const TensorView& v, const TensorView&) { bytes += static_cast<double>(v.bytes()); }
+};
+
+template <class Op>
+concept Checked = requires(const Op& op) {
+  op.Check();
+  { op.Flops() } -> std::convertible_to<double>;
+};
+
+template <Checked Op>
+void Run(PlanStream& stream, const Op& op) {
+  op.Check();
+  ByteCounter counter;
+  Op::Visit(op, counter);
+  stream.flops += op.Flops();
+  stream.bytes += counter.bytes;
+}
+
+// A backend that is missing does not compile.
+template <class Op>
+concept RunsEverywhere = Checked<Op> && requires(const Op& op, CpuStream& cpu, PlanStream& plan) {
+  Run(cpu, op);
+  Run(plan, op);
+};
+
+// Checks, then runs on the stream's backend.
+template <RunsEverywhere Op>
+void Launch(Stream& stream, const Op& op) {
+  op.Check();
+  std::visit([&](auto& backend) { Run(backend, op); }, stream);
+}
+
+}  // namespace weft

@@ -1,0 +1,291 @@
+#pragma once
+// What the law harness and the benchmarks know of an op: cases, and a forward reference for any scalar.
+//
+//   void AddOp_rms_norm(OpSuite& suite) {
+//     OpSpec<RmsNormFwd, RmsNormBwd> spec{.name = "rms_norm", .reference = OP_REFERENCE(RmsNormRef, RmsNormFwd)};
+//     spec.laws.push_back({"B2_T7_D16", [](CaseMaker& make) { RmsNormFwd f; f.x = make.In("x", {2, 7, 16}); ... }});
+//     suite.Add(std::move(spec));
+//   }
+//
+// The harness builds the backward by itself: Visit says which gradient belongs to which tensor.
+// A case builder states sizes and ranges only; it is called for f32, f64 and complex<double> and gets the same values.
+
+#include <algorithm>
+#include <complex>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/base/arena.h"
+#include "kernels/base/op.h"
+#include "kernels/base/rng.h"
+
+namespace weft {
+
+// Values of an input tensor: value(rng, flat index).
+using Fill = std::function<double(Rng&, int64_t)>;
+inline Fill Normal(double scale = 1) {
+  return [scale](Rng& rng, int64_t) { return scale * rng.Normal(); };
+}
+inline Fill Uniform(double low, double high) {
+  return [low, high](Rng& rng, int64_t) { return rng.Uniform(low, high); };
+}
+inline Fill Integers(int64_t low, int64_t high) {  // inclusive
+  return [low, high](Rng& rng, int64_t) {
+    return static_cast<double>(low + rng.Below(static_cast<uint32_t>(high - low + 1)));
+  };
+}
+inline Fill Values(std::vector<double> values) {
+  return [values = std::move(values)](Rng&, int64_t i) { return values.at(static_cast<size_t>(i)); };
+}
+
+// Cuts the tensors of one case from a guarded arena. `pad` > 0 puts that many unused elements behind each row, so that
+// every kernel is run on strided views too.
+class CaseMaker {
+ public:
+  CaseMaker(Arena& arena, DType dtype, int64_t pad) : arena_(arena), dtype_(dtype), pad_(pad) {}
+
+  DType dtype() const { return dtype_; }
+  TensorView In(const char* name, std::initializer_list<int64_t> shape, const Fill& fill = Normal()) {
+    return Filled(dtype_, name, static_cast<int>(shape.size()), shape.begin(), fill);
+  }
+  TensorView InLike(const char* name, const TensorView& like, const Fill& fill = Normal()) {
+    const TensorView shape = like;
+    int64_t dims[kMaxRank];
+    for (int i = 0; i < shape.rank(); ++i) dims[i] = shape.dim(i);
+    return Filled(dtype_, name, shape.rank(), dims, fill);
+  }
+  TensorView Int(const char* name, std::initializer_list<int64_t> shape, const Fill& fill) {
+    const int64_t pad = std::exchange(pad_, 0);  // integer tensors are dense
+    const TensorView view = Filled(DType::kI32, name, static_cast<int>(shape.size()), shape.begin(), fill);
+    pad_ = pad;
+    return view;
+  }
+  TensorView Out(const char* name, std::initializer_list<int64_t> shape) {
+    return Cut(dtype_, name, static_cast<int>(shape.size()), shape.begin());
+  }
+  TensorView OutLike(const char* name, const TensorView& like) {
+    int64_t dims[kMaxRank];
+    for (int i = 0; i < like.rank(); ++i) dims[i] = like.dim(i);
+    return Cut(dtype_, name, like.rank(), dims);
+  }
+
+ private:
+  TensorView Cut(DType dtype, const char* name, int rank, const int64_t* shape) {
+    int64_t padded[kMaxRank];
+    std::copy_n(shape, rank, padded);
+    const int64_t pad = rank >= 2 ? pad_ : 0;
+    padded[rank - 1] += pad;
+    const TensorView whole = arena_.Alloc(dtype, rank, padded, name);
+    return pad ? whole.Slice(rank - 1, 0, shape[rank - 1]) : whole;
+  }
+  TensorView Filled(DType dtype, const char* name, int rank, const int64_t* shape, const Fill& fill);
+
+  Arena& arena_;
+  DType dtype_;
+  int64_t pad_;
+  uint64_t tensors_ = 0;  // so that the k-th tensor of a case has the same values for every dtype
+};
+
+// Calls f(flat index, pointer to the element) in row-major order.
+template <class T, class F>
+void ForEach(const TensorView& view, F&& f) {
+  int64_t index[kMaxRank] = {};
+  const int64_t n = view.size();
+  for (int64_t flat = 0; flat < n; ++flat) {
+    int64_t offset = 0;
+    for (int d = 0; d < view.rank(); ++d) offset += index[d] * view.stride(d);
+    f(flat, static_cast<T*>(view.data()) + offset);
+    for (int d = view.rank() - 1; d >= 0 && ++index[d] == view.dim(d); --d) index[d] = 0;
+  }
+}
+
+inline TensorView CaseMaker::Filled(DType dtype, const char* name, int rank, const int64_t* shape, const Fill& fill) {
+  const TensorView view = Cut(dtype, name, rank, shape);
+  Rng rng(0, Purpose::kTest, ++tensors_);
+  const auto value = [&](int64_t i) { return static_cast<double>(static_cast<float>(fill(rng, i))); };
+  if (dtype == DType::kF32) ForEach<float>(view, [&](int64_t i, float* p) { *p = static_cast<float>(value(i)); });
+  if (dtype == DType::kF64) ForEach<double>(view, [&](int64_t i, double* p) { *p = value(i); });
+  if (dtype == DType::kC128) ForEach<std::complex<double>>(view, [&](int64_t i, std::complex<double>* p) { *p = value(i); });
+  if (dtype == DType::kI32) ForEach<int32_t>(view, [&](int64_t i, int32_t* p) { *p = static_cast<int32_t>(fill(rng, i)); });
+  return view;
+}
+
+// One tensor of an op as Visit showed it.
+struct OpTensor {
+  enum class Role { kIn, kOut, kSaved, kInOut, kUpstream, kGrad };
+  Role role;
+  std::string name;
+  TensorView view;
+  const void* of = nullptr;  // Upstream, Grad: data of the tensor it belongs to
+};
+
+struct OpTensorCollector {
+  std::vector<OpTensor> tensors;
+  void In(const char* n, const TensorView& v) { Add(OpTensor::Role::kIn, n, v, nullptr); }
+  void Out(const char* n, const TensorView& v) { Add(OpTensor::Role::kOut, n, v, nullptr); }
+  void Saved(const char* n, const TensorView& v) { Add(OpTensor::Role::kSaved, n, v, nullptr); }
+  void InOut(const char* n, const TensorView& v) { Add(OpTensor::Role::kInOut, n, v, nullptr); }
+  void Upstream(const char* n, const TensorView& v, const TensorView& of) { Add(OpTensor::Role::kUpstream, n, v, of.data()); }
+  void Grad(const char* n, const TensorView& v, const TensorView& of) { Add(OpTensor::Role::kGrad, n, v, of.data()); }
+  void Add(OpTensor::Role role, const char* n, const TensorView& v, const void* of) {
+    if (v.defined()) tensors.push_back({role, n, v, of});
+  }
+};
+
+template <class Op>
+std::vector<OpTensor> TensorsOf(const Op& op) {
+  OpTensorCollector collector;
+  Op::Visit(op, collector);
+  return std::move(collector.tensors);
+}
+
+// An op instance whose type is forgotten.
+struct AnyOp {
+  std::function<void()> check;
+  std::function<void(Stream&)> launch;
+  std::function<double()> flops;
+  std::vector<OpTensor> tensors;
+  // Check() on a copy in which dimension `dim` of the tensor number `tensor` is one larger.
+  std::function<void(size_t tensor, int dim)> check_with_larger_dim;
+};
+
+struct AnyBwd : AnyOp {
+  std::function<void(bool)> set_accumulate;
+};
+
+// Everything that one case gives, for one dtype.
+struct OpInstance {
+  AnyOp fwd;
+  AnyBwd bwd;                         // fwd.tensors empty = the op has no backward
+  bool has_backward = false;
+  std::function<void()> reference;    // writes the Outs of the same views (f64 or complex)
+};
+
+struct OpEntry {
+  struct Case {
+    std::string label;
+    std::function<OpInstance(CaseMaker&)> make;
+  };
+  std::string name;
+  std::vector<Case> laws, bench;
+  double tolerance = 4;                 // c of Tolerance(); another value needs a reason beside it
+  std::vector<std::string> free_dims;   // "w.0": a dimension that no other tensor has to agree with
+};
+
+class OpSuite {
+ public:
+  template <class Spec>
+  void Add(Spec spec) {
+    entries_.push_back(std::move(spec).Entry());
+  }
+  const std::vector<OpEntry>& entries() const { return entries_; }
+
+ private:
+  std::vector<OpEntry> entries_;
+};
+
+namespace op_spec_internal {
+
+struct WidenOne {
+  size_t tensor;
+  int dim;
+  size_t at = 0;
+  void Touch(TensorView& v) {
+    if (!v.defined()) return;
+    if (at++ == tensor) v.set_shape(dim, v.dim(dim) + 1);
+  }
+  void In(const char*, TensorView& v) { Touch(v); }
+  void Out(const char*, TensorView& v) { Touch(v); }
+  void Saved(const char*, TensorView& v) { Touch(v); }
+  void InOut(const char*, TensorView& v) { Touch(v); }
+  void Upstream(const char*, TensorView& v, const TensorView&) { Touch(v); }
+  void Grad(const char*, TensorView& v, const TensorView&) { Touch(v); }
+};
+
+struct BuildBackward {
+  CaseMaker& make;
+  void Upstream(const char* n, TensorView& v, const TensorView& of) {
+    if (of.defined()) v = make.InLike(n, of);
+  }
+  void Grad(const char* n, weft::Grad& v, const TensorView& of) {
+    if (of.defined()) v = make.OutLike(n, of);
+  }
+};
+
+struct SetAccumulate {
+  bool accumulate;
+  void Upstream(const char*, TensorView&, const TensorView&) {}
+  void Grad(const char*, weft::Grad& v, const TensorView&) { v.accumulate = accumulate; }
+};
+
+template <class Any, class Op>
+Any Erase(std::shared_ptr<Op> op) {
+  Any any;
+  any.check = [op] { op->Check(); };
+  any.launch = [op](Stream& stream) { Launch(stream, *op); };
+  any.flops = [op] { return op->Flops(); };
+  any.tensors = TensorsOf(*op);
+  any.check_with_larger_dim = [op](size_t tensor, int dim) {
+    Op copy = *op;
+    WidenOne widen{tensor, dim};
+    Op::Visit(copy, widen);
+    copy.Check();
+  };
+  return any;
+}
+
+}  // namespace op_spec_internal
+
+struct NoBackward {};
+
+template <class Fwd, class Bwd = NoBackward>
+struct OpSpec {
+  struct Case {
+    std::string label;
+    std::function<Fwd(CaseMaker&)> make;
+  };
+  std::string name;
+  std::function<void(const Fwd&)> reference_f64;
+  std::function<void(const Fwd&)> reference_complex;  // left out when there is no backward
+  std::vector<Case> laws = {};
+  std::vector<Case> bench = {};
+  double tolerance = 4;
+  std::vector<std::string> free_dims = {};
+
+  OpEntry Entry() && {
+    OpEntry entry{name, {}, {}, tolerance, free_dims};
+    for (auto& c : laws) entry.laws.push_back({c.label, Maker(c.make)});
+    for (auto& c : bench) entry.bench.push_back({c.label, Maker(c.make)});
+    return entry;
+  }
+
+ private:
+  std::function<OpInstance(CaseMaker&)> Maker(std::function<Fwd(CaseMaker&)> make) const {
+    return [make, f64 = reference_f64, complex = reference_complex](CaseMaker& maker) {
+      auto fwd = std::make_shared<Fwd>(make(maker));
+      OpInstance instance;
+      instance.fwd = op_spec_internal::Erase<AnyOp>(fwd);
+      instance.reference = [fwd, f64, complex, dtype = maker.dtype()] { (dtype == DType::kC128 ? complex : f64)(*fwd); };
+      if constexpr (!std::is_same_v<Bwd, NoBackward>) {
+        auto bwd = std::make_shared<Bwd>();
+        bwd->fwd = *fwd;
+        op_spec_internal::BuildBackward build{maker};
+        Bwd::Visit(*bwd, build);
+        instance.bwd = op_spec_internal::Erase<AnyBwd>(bwd);
+        instance.bwd.set_accumulate = [bwd](bool accumulate) {
+          op_spec_internal::SetAccumulate set{accumulate};
+          Bwd::Visit(*bwd, set);
+        };
+        instance.has_backward = true;
+      }
+      return instance;
+    };
+  }
+};
+
+// Generated by CMake: calls AddOp_<op> of every kernels/<op>/<op>_spec.cc.
+void AddAllOps(OpSuite& suite);
+
+}  // namespace weft

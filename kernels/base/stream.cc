@@ -1,0 +1,129 @@
+#include "kernels/base/stream.h"
+
+#include <immintrin.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+
+namespace weft {
+
+void* Worker::AllocBytes(size_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  size_t skipped = 0;
+  for (Block& block : blocks_) {
+    // A block too small for what is left of this request is passed over as a whole.
+    if (used_ < skipped + block.size) {
+      const size_t offset = used_ > skipped ? used_ - skipped : 0;
+      if (offset + bytes <= block.size) {
+        used_ = skipped + offset + bytes;
+        const auto base = (reinterpret_cast<uintptr_t>(block.data.get()) + 63) / 64 * 64;
+        return reinterpret_cast<void*>(base + offset);
+      }
+      used_ = skipped + block.size;
+    }
+    skipped += block.size;
+  }
+  const size_t size = std::max<size_t>(bytes, size_t{1} << 20);
+  blocks_.push_back({std::unique_ptr<std::byte[]>(new std::byte[size + 64]), size});
+  used_ = skipped + bytes;
+  const auto base = (reinterpret_cast<uintptr_t>(blocks_.back().data.get()) + 63) / 64 * 64;
+  return reinterpret_cast<void*>(base);
+}
+
+struct CpuStream::Pool {
+  // One job at a time. Threads spin briefly for the next job, since ops follow each other within microseconds, and
+  // then sleep.
+  alignas(64) std::atomic<uint32_t> job{0};      // its number; changes when a new one is posted
+  alignas(64) std::atomic<int64_t> next{0};      // next item to take
+  alignas(64) std::atomic<int32_t> running{0};   // helpers that have not finished this job
+  std::atomic<bool> stop{false};
+  int64_t n = 0;
+  Item item = nullptr;
+  void* body = nullptr;
+  std::mutex error_mutex;
+  std::exception_ptr error;
+  std::vector<std::thread> threads;
+
+  void Work(Worker& worker) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) {
+      try {
+        worker.Reset();
+        item(body, i, worker);
+      } catch (...) {
+        const std::lock_guard lock(error_mutex);
+        if (!error) error = std::current_exception();
+      }
+    }
+  }
+};
+
+namespace {
+
+constexpr int kSpins = 4000;  // about 50 us
+
+int UsableCores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
+CpuStream::CpuStream(int threads) : workers_(static_cast<size_t>(threads > 0 ? threads : UsableCores())) {
+  if (workers_.size() == 1) return;
+  pool_ = std::make_unique<Pool>();
+  for (size_t t = 1; t < workers_.size(); ++t) {
+    pool_->threads.emplace_back([pool = pool_.get(), worker = &workers_[t]] {
+      uint32_t seen = 0;
+      while (true) {
+        for (int spin = 0; pool->job.load(std::memory_order_acquire) == seen; ++spin) {
+          if (spin < kSpins) {
+            _mm_pause();
+          } else {
+            pool->job.wait(seen, std::memory_order_acquire);
+          }
+        }
+        seen = pool->job.load(std::memory_order_acquire);
+        if (pool->stop) return;
+        pool->Work(*worker);
+        pool->running.fetch_sub(1, std::memory_order_release);
+      }
+    });
+  }
+}
+
+CpuStream::~CpuStream() {
+  if (!pool_) return;
+  pool_->stop = true;
+  pool_->job.fetch_add(1, std::memory_order_release);
+  pool_->job.notify_all();
+  for (std::thread& thread : pool_->threads) thread.join();
+}
+
+void CpuStream::RunItems(int64_t n, Item item, void* body) {
+  if (n <= 0) return;
+  if (!pool_ || n == 1) {
+    for (int64_t i = 0; i < n; ++i) {
+      workers_[0].Reset();
+      item(body, i, workers_[0]);
+    }
+    return;
+  }
+  Pool& pool = *pool_;
+  pool.n = n;
+  pool.item = item;
+  pool.body = body;
+  pool.error = nullptr;
+  pool.next.store(0, std::memory_order_relaxed);
+  pool.running.store(static_cast<int32_t>(pool.threads.size()), std::memory_order_relaxed);
+  pool.job.fetch_add(1, std::memory_order_release);
+  pool.job.notify_all();
+  pool.Work(workers_[0]);
+  while (pool.running.load(std::memory_order_acquire) != 0) _mm_pause();
+  if (pool.error) std::rethrow_exception(pool.error);
+}
+
+}  // namespace weft

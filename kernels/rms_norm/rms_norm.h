@@ -1,0 +1,62 @@
+#pragma once
+// RMSNorm with a learned scale and an optional fused residual (Zhang & Sennrich 2019, eq. 4; arXiv:1910.07467).
+//
+//   rstd = (mean_d(h^2) + eps)^(-1/2)
+//   kNone    h = x,              y = h rstd w
+//   kBefore  h = residual + x,   y = h rstd w          sum = h is an output too (pre-norm blocks)
+//   kAfter   h = x,              y = residual + h rstd w                          (post-norm blocks)
+//
+// Statistics are taken over the last dimension D; rows are all other dimensions. Rows of x, residual and y may be
+// strided; sum is what a later residual reads.
+
+#include "kernels/base/op.h"
+
+namespace weft {
+
+enum class Residual { kNone, kBefore, kAfter };
+
+struct RmsNormFwd {
+  TensorView x;         // [..., D]
+  TensorView residual;  // [..., D], for kBefore and kAfter
+  TensorView w;         // [D]
+  TensorView y;         // [..., D]
+  TensorView sum;       // [..., D], for kBefore
+  TensorView rstd;      // [rows]
+  Residual mode = Residual::kNone;
+  double eps = 1e-6;
+
+  template <class Self, class V>
+  static void Visit(Self& s, V&& v) {
+    v.In("x", s.x);
+    v.In("residual", s.residual);
+    v.In("w", s.w);
+    v.Out("y", s.y);
+    v.Out("sum", s.sum);
+    v.Saved("rstd", s.rstd);
+  }
+  void Check() const;
+  double Flops() const { return 4.0 * static_cast<double>(x.size()); }
+};
+
+struct RmsNormBwd {
+  RmsNormFwd fwd;
+  TensorView dy;    // [..., D]
+  TensorView dsum;  // [..., D], for kBefore, may be left out when nothing reads sum
+  Grad dx, dresidual, dw;
+
+  template <class Self, class V>
+  static void Visit(Self& s, V&& v) {
+    v.Upstream("dy", s.dy, s.fwd.y);
+    v.Upstream("dsum", s.dsum, s.fwd.sum);
+    v.Grad("dx", s.dx, s.fwd.x);
+    v.Grad("dresidual", s.dresidual, s.fwd.residual);
+    v.Grad("dw", s.dw, s.fwd.w);
+  }
+  void Check() const;
+  double Flops() const { return 8.0 * static_cast<double>(dy.size()); }
+};
+
+void Run(CpuStream&, const RmsNormFwd&);
+void Run(CpuStream&, const RmsNormBwd&);
+
+}  // namespace weft

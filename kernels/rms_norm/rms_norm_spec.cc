@@ -1,0 +1,37 @@
+#include "kernels/base/op_spec.h"
+#include "kernels/rms_norm/rms_norm_ref.h"
+
+namespace weft {
+namespace {
+
+RmsNormFwd Make(CaseMaker& make, Residual mode, int64_t B, int64_t T, int64_t D) {
+  RmsNormFwd f{.mode = mode};
+  f.x = make.In("x", {B, T, D});
+  f.w = make.In("w", {D}, Uniform(0.5, 1.5));
+  if (mode != Residual::kNone) f.residual = make.In("residual", {B, T, D});
+  f.y = make.Out("y", {B, T, D});
+  if (mode == Residual::kBefore) f.sum = make.Out("sum", {B, T, D});
+  f.rstd = make.Out("rstd", {B * T});
+  return f;
+}
+
+}  // namespace
+
+void AddOp_rms_norm(OpSuite& suite) {
+  OpSpec<RmsNormFwd, RmsNormBwd> spec{.name = "rms_norm",
+                                      .reference_f64 = RmsNormRef<double>,
+                                      .reference_complex = RmsNormRef<std::complex<double>>};
+  const auto law = [&](const char* label, Residual mode, int64_t B, int64_t T, int64_t D) {
+    spec.laws.push_back({label, [=](CaseMaker& make) { return Make(make, mode, B, T, D); }});
+  };
+  law("plain_B2_T7_D16", Residual::kNone, 2, 7, 16);
+  law("plain_T1_D2", Residual::kNone, 1, 1, 2);
+  law("plain_T65_D3", Residual::kNone, 1, 65, 3);
+  law("before_B2_T3_D33", Residual::kBefore, 2, 3, 33);
+  law("after_B2_T3_D33", Residual::kAfter, 2, 3, 33);
+  spec.bench.push_back({"before_N4096_D128", [](CaseMaker& m) { return Make(m, Residual::kBefore, 16, 256, 128); }});
+  spec.bench.push_back({"before_N8192_D256", [](CaseMaker& m) { return Make(m, Residual::kBefore, 8, 1024, 256); }});
+  suite.Add(std::move(spec));
+}
+
+}  // namespace weft
