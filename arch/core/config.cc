@@ -10,9 +10,9 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <numeric>
 #include <optional>
+#include <sstream>
 #include <type_traits>
 
 #include "kernels/base/check.h"
@@ -278,11 +278,12 @@ std::string_view LastPart(std::string_view path) { return path.substr(path.rfind
 Settings ReadTomlFile(const std::string& path) {
   errno = 0;
   std::ifstream in(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  if (!in.is_open() || in.bad() || errno != 0) {
+  std::ostringstream text;
+  text << in.rdbuf();
+  if (!in.is_open() || errno != 0) {
     Fail(ExitCode::kUsage, path, ": cannot read: ", std::strerror(errno));
   }
-  return ParseToml(text, path);
+  return ParseToml(text.str(), path);
 }
 
 Settings ParseToml(std::string_view text, const std::string& origin) {
@@ -334,8 +335,7 @@ Setting::Value ParseValue(std::string_view text, const std::string& origin) {
       if (std::optional<Setting::Value> value = parse(word)) return *std::move(value);
       if (is_toml) {
         Fail(ExitCode::kUsage, origin, ": ", word,
-             " is not one value, expected true or false, a number, a string, or a list of numbers "
-             "or of strings");
+             " is not true, false, a number, a string, a list of numbers or a list of strings");
       }
     }
   } catch (const toml::parse_error& error) {
