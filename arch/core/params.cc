@@ -1,0 +1,110 @@
+#include "arch/core/params.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace weft {
+namespace {
+
+constexpr int64_t kAlign = 16;  // elements
+
+int64_t RoundUp(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+
+// FNV-1a: names the random stream of a parameter.
+uint64_t HashPath(const std::string& path) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const char c : path) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return hash;
+}
+
+}  // namespace
+
+Init TruncatedNormal(double sigma) {
+  return [sigma](Rng& rng) {
+    double x = rng.Normal();
+    while (std::abs(x) > 3) x = rng.Normal();
+    return sigma * x;
+  };
+}
+
+Init UniformInit(double low, double high) {
+  return [=](Rng& rng) { return rng.Uniform(low, high); };
+}
+
+Init Constant(double value) {
+  return [=](Rng&) { return value; };
+}
+
+int64_t Param::size() const {
+  int64_t n = 1;
+  for (const int64_t d : shape) n *= d;
+  return n;
+}
+
+Param* ParamRegistry::Add(std::string path, std::vector<int64_t> shape, Init init, bool decay) {
+  for (const Param& p : params_) Check(p.path != path, "parameter ", path, " is registered twice");
+  params_.push_back({std::move(path), std::move(shape), std::move(init), decay, {}, {}});
+  return &params_.back();
+}
+
+int64_t ParamRegistry::Elements() const {
+  int64_t n = 0;
+  for (const Param& p : params_) n += RoundUp(p.size());
+  return n;
+}
+
+void ParamRegistry::Allocate(Arena& arena, DType dtype, bool training) {
+  const int64_t n = Elements();
+  values_ = arena.Alloc(dtype, {n}, "parameters");
+  if (training) {
+    gradients_ = arena.Alloc(dtype, {n}, "gradients");
+    for (TensorView& moment : moments_) moment = arena.Alloc(dtype, {n}, "moments");
+  }
+  int64_t offset = 0;
+  for (const bool decay : {true, false}) {
+    for (Param& p : params_) {
+      if (p.decay != decay) continue;
+      const auto cut = [&](const TensorView& flat) {
+        const TensorView part = flat.Slice(0, offset, p.size());
+        return TensorView(part.data(), dtype, static_cast<int>(p.shape.size()), p.shape.data(), p.path.c_str());
+      };
+      p.var.x = cut(values_);
+      if (training) {
+        p.var.dx = cut(gradients_);
+        for (int i : {0, 1}) p.moments[i] = cut(moments_[i]);
+      }
+      offset += RoundUp(p.size());
+    }
+    if (decay) decayed_ = offset;
+  }
+  if (arena.mode() == Arena::Mode::kPlan) return;
+  std::memset(values_.data(), 0, static_cast<size_t>(values_.bytes()));
+  if (!training) return;
+  ZeroGradients();
+  for (const TensorView& moment : moments_) std::memset(moment.data(), 0, static_cast<size_t>(moment.bytes()));
+}
+
+void ParamRegistry::Initialise(uint64_t seed) {
+  for (Param& p : params_) {
+    Rng rng(seed, Purpose::kInit, HashPath(p.path));
+    DispatchReal(p.var.x.dtype(), [&]<class T>() {
+      T* data = p.var.x.Data<T>();
+      for (int64_t i = 0; i < p.size(); ++i) data[i] = static_cast<T>(p.init(rng));
+    });
+  }
+}
+
+void ParamRegistry::ZeroGradients() {
+  std::memset(gradients_.data(), 0, static_cast<size_t>(gradients_.bytes()));
+}
+
+int64_t ParamRegistry::Count(const std::string& prefix) const {
+  int64_t n = 0;
+  for (const Param& p : params_) {
+    if (p.path.starts_with(prefix)) n += p.size();
+  }
+  return n;
+}
+
+}  // namespace weft

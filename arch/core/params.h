@@ -1,0 +1,63 @@
+#pragma once
+// The list of parameters: one registry that init, optimiser, decay groups, checkpoints, counts and export iterate.
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "arch/core/tape.h"
+#include "kernels/base/rng.h"
+
+namespace weft {
+
+// Draws one element of a parameter at initialisation.
+using Init = std::function<double(Rng&)>;
+Init TruncatedNormal(double sigma);  // cut at +-3 sigma
+Init UniformInit(double low, double high);
+Init Constant(double value);
+
+struct Param {
+  std::string path;  // "blocks.3.mixer.qkv"
+  std::vector<int64_t> shape;
+  Init init;
+  bool decay;          // decoupled weight decay applies
+  Var var;             // value and gradient
+  TensorView moments[2];  // AdamW's first and second moment; undefined outside training
+  int64_t size() const;
+};
+
+class ParamRegistry {
+ public:
+  // Paths are unique. The returned pointer stays valid.
+  Param* Add(std::string path, std::vector<int64_t> shape, Init init, bool decay);
+
+  // Elements to allocate per copy (values, gradients, each moment), alignment gaps included.
+  int64_t Elements() const;
+  int64_t BytesFor(DType dtype, bool training) const { return (training ? 4 : 1) * (Elements() * SizeOf(dtype) + 256); }
+  // Cuts values, and for training gradients and moments, from `arena`. Decayed parameters come first, so that the
+  // optimiser is one launch over flat memory. Gradients and moments start at zero; nothing is written in a plan.
+  void Allocate(Arena& arena, DType dtype, bool training);
+  // Every value is a function of (seed, path) alone.
+  void Initialise(uint64_t seed);
+  void ZeroGradients();
+
+  const std::deque<Param>& params() const { return params_; }
+  std::deque<Param>& params() { return params_; }
+  // [elements]; gaps between parameters hold zeros.
+  const TensorView& values() const { return values_; }
+  const TensorView& gradients() const { return gradients_; }
+  const TensorView& moment(int i) const { return moments_[i]; }
+  int64_t decayed() const { return decayed_; }  // elements [0, decayed) carry weight decay
+
+  // Number of parameters whose path starts with `prefix`; "" counts all.
+  int64_t Count(const std::string& prefix = "") const;
+
+ private:
+  std::deque<Param> params_;
+  TensorView values_, gradients_, moments_[2];
+  int64_t decayed_ = 0;
+};
+
+}  // namespace weft
