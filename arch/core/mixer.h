@@ -43,8 +43,14 @@ class Mixer {
 
 // Keys of a mixer under "mixer.<name>.". Values are checked one by one by their ranges, and together by Make.
 struct MixerConfig {
+  std::string norm = "pre";  // placement of the norms of the blocks that hold this mixer; read by the block
+
   virtual ~MixerConfig() = default;
-  virtual void Visit(ConfigVisitor& v) = 0;
+  void Visit(ConfigVisitor& v) {
+    v.Key("norm", norm, "norms before the mixer and the MLP (pre) or after them (post)", {"pre", "post"});
+    VisitOwn(v);
+  }
+  virtual void VisitOwn(ConfigVisitor& v) = 0;
   // Registers parameters under `path` ("blocks.3.mixer."). `d_model` and `init_std` are the model's.
   virtual std::unique_ptr<Mixer> Make(ParamRegistry& params, const std::string& path, int64_t d_model,
                                       double init_std) const = 0;

@@ -1,0 +1,208 @@
+#include "arch/blocks/model.h"
+
+#include <algorithm>
+
+#include "arch/ops/linear.h"
+#include "kernels/add/add.h"
+#include "kernels/cross_entropy/cross_entropy.h"
+#include "kernels/embedding/embedding.h"
+#include "kernels/rms_norm/rms_norm.h"
+#include "kernels/swiglu/swiglu.h"
+
+namespace weft {
+namespace {
+
+std::string MixerName(const std::string& label) { return label.substr(0, label.find('-')); }
+
+}  // namespace
+
+void ModelConfig::Visit(ConfigVisitor& v) {
+  v.Key("d_model", d_model, "width of the residual stream", Range{1, 1 << 20});
+  v.Key("layers", layers, "blocks", Range{1, 10000});
+  v.Key("pattern", pattern, "mixers of the blocks, repeated over the layers");
+  v.Key("d_ff", d_ff, "hidden width of the SwiGLU MLP; 0 = 4 d_model", Range{0, 1 << 22});
+  v.Key("vocab", vocab, "vocabulary size; 0 = what the data needs", Range{0, 1 << 24});
+  v.Key("tied", tied, "the head is the embedding");
+  v.Key("norm_eps", norm_eps, "epsilon of the block norms", Range{0, 1});
+  v.Key("init_std", init_std, "weights start truncated normal with this sigma, cut at 3 sigma", Range{0, 10});
+}
+
+MixerConfigs::MixerConfigs(const std::vector<std::string>& pattern) : pattern_(pattern) {
+  if (pattern.empty()) {
+    Fail(ExitCode::kUsage, "model.pattern is empty; name at least one mixer, such as [\"attention\"]");
+  }
+  for (const MixerSpec& spec : AllMixers()) configs_[spec.name] = spec.config();
+  for (const std::string& label : pattern) {
+    if (!configs_.contains(label)) configs_[label] = FindMixer(MixerName(label)).config();
+  }
+}
+
+void MixerConfigs::Visit(ConfigVisitor& v) {
+  for (auto& [label, config] : configs_) v.Section("mixer." + label, *config);
+}
+
+void MixerConfigs::VisitUsed(ConfigVisitor& v) {
+  for (auto& [label, config] : configs_) {
+    if (std::count(pattern_.begin(), pattern_.end(), label)) v.Section("mixer." + label, *config);
+  }
+}
+
+Settings MixerConfigs::Inherit(const Settings& settings) const {
+  Settings all;
+  for (const auto& [label, config] : configs_) {
+    if (label == MixerName(label)) continue;
+    const std::string base = "mixer." + MixerName(label) + ".";
+    for (Setting s : settings) {
+      if (!s.path.starts_with(base)) continue;
+      s.path = "mixer." + label + "." + s.path.substr(base.size());
+      all.push_back(std::move(s));
+    }
+  }
+  all.insert(all.end(), settings.begin(), settings.end());
+  return all;
+}
+
+Model::Model(const ModelConfig& config, const MixerConfigs& mixers) : config_(config) {
+  const int64_t D = config.d_model, F = config.FeedForward();
+  Check(config.vocab > 0, "model.vocab must be known before the model is built");
+  const Init weights = TruncatedNormal(config.init_std);
+  embedding_ = params_.Add("embedding", {config.vocab, D}, weights, false);
+  for (int64_t i = 0; i < config.layers; ++i) {
+    Layer layer;
+    layer.label = config.pattern[static_cast<size_t>(i) % config.pattern.size()];
+    const MixerConfig& mixer = mixers.at(layer.label);
+    const std::string path = Cat("blocks.", i, ".");
+    layer.post_norm = mixer.norm == "post";
+    layer.mixer_norm = params_.Add(path + "mixer_norm", {D}, Constant(1), false);
+    layer.mixer = mixer.Make(params_, path + "mixer.", D, config.init_std);
+    layer.mlp_norm = params_.Add(path + "mlp_norm", {D}, Constant(1), false);
+    layer.gate_up = params_.Add(path + "mlp.gate_up", {2 * F, D}, weights, true);
+    layer.down = params_.Add(path + "mlp.down", {D, F}, weights, true);
+    layers_.push_back(std::move(layer));
+  }
+  norm_ = params_.Add("norm", {D}, Constant(1), false);
+  head_ = config.tied ? embedding_ : params_.Add("head", {config.vocab, D}, weights, true);
+}
+
+Var Model::Logits(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
+                  ModelState* state) const {
+  const int64_t B = tokens.dim(0), T = tokens.dim(1);
+  Residual r{tape.NewVar(c, "embedding", {B, T, config_.d_model}), {}};
+  const EmbeddingFwd embed{tokens, embedding_->var.x, r.h.x};
+  tape.Run(c, embed, EmbeddingBwd{embed, r.h.dx, GradOf(embedding_->var)});
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    MixerState* mixer_state = state ? &(*state)[i] : nullptr;
+    if (layer.post_norm) {
+      Settle(c, tape, r);
+      Post(c, tape, r, layer.mixer->Forward(c, tape, r.h, documents, mixer_state), *layer.mixer_norm);
+      Post(c, tape, r, Mlp(c, tape, r.h, layer), *layer.mlp_norm);
+    } else {
+      const Var x = Norm(c, tape, r, *layer.mixer_norm);
+      r.branch = layer.mixer->Forward(c, tape, x, documents, mixer_state);
+      r.branch = Mlp(c, tape, Norm(c, tape, r, *layer.mlp_norm), layer);
+    }
+  }
+  return Linear(c, tape, Norm(c, tape, r, *norm_), head_->var, "logits");
+}
+
+Model::Loss Model::LossOf(Context& c, Tape& tape, const TensorView& tokens, const TensorView& labels,
+                          const Documents& documents, double z_loss, double denominator) const {
+  const Var logits = Logits(c, tape, tokens, documents);
+  const int64_t N = tokens.size();
+  Loss loss;
+  loss.total = tape.NewVar(c, "loss", {1});
+  CrossEntropyFwd fwd;
+  fwd.logits = logits.x.Reshape({N, config_.vocab});
+  fwd.labels = labels.Reshape({N});
+  fwd.nll = loss.nll = c.arena.Alloc(c.dtype, {N}, "loss.nll");
+  fwd.lse = c.arena.Alloc(c.dtype, {N}, "loss.lse");
+  fwd.correct = loss.correct = c.arena.Alloc(c.dtype, {N}, "loss.correct");
+  fwd.loss = loss.total.x;
+  fwd.z_loss = z_loss;
+  fwd.denominator = denominator;
+  CrossEntropyBwd bwd{fwd};
+  if (tape.recording()) {
+    bwd.dloss = loss.total.dx;
+    bwd.dlogits = logits.dx.Reshape({N, config_.vocab});
+  }
+  tape.Run(c, fwd, bwd);
+  return loss;
+}
+
+Var Model::Norm(Context& c, Tape& tape, Residual& r, const Param& w) const {
+  const bool pending = r.branch.x.defined();
+  const Var y = tape.NewVarLike(c, "norm", r.h.x);
+  RmsNormFwd fwd;
+  fwd.x = pending ? r.branch.x : r.h.x;
+  fwd.w = w.var.x, fwd.y = y.x, fwd.eps = config_.norm_eps;
+  fwd.rstd = c.arena.Alloc(c.dtype, {r.h.x.dim(0) * r.h.x.dim(1)}, "norm.rstd");
+  RmsNormBwd bwd;
+  if (pending) {
+    const Var sum = tape.NewVarLike(c, "residual", r.h.x);
+    fwd.mode = weft::Residual::kBefore;
+    fwd.residual = r.h.x, fwd.sum = sum.x;
+    bwd.fwd = fwd;
+    bwd.dx = GradOf(r.branch), bwd.dresidual = GradOf(r.h), bwd.dsum = sum.dx;
+    r = {sum, {}};
+  } else {
+    bwd.fwd = fwd;
+    bwd.dx = GradOf(r.h);
+  }
+  bwd.dy = y.dx, bwd.dw = GradOf(w.var);
+  tape.Run(c, fwd, bwd);
+  return y;
+}
+
+void Model::Settle(Context& c, Tape& tape, Residual& r) const {
+  if (!r.branch.x.defined()) return;
+  const Var sum = tape.NewVarLike(c, "residual", r.h.x);
+  const AddFwd fwd{r.h.x, r.branch.x, sum.x};
+  tape.Run(c, fwd, AddBwd{fwd, sum.dx, GradOf(r.h), GradOf(r.branch)});
+  r = {sum, {}};
+}
+
+void Model::Post(Context& c, Tape& tape, Residual& r, const Var& out, const Param& w) const {
+  const Var sum = tape.NewVarLike(c, "residual", r.h.x);
+  RmsNormFwd fwd;
+  fwd.mode = weft::Residual::kAfter;
+  fwd.x = out.x, fwd.residual = r.h.x, fwd.w = w.var.x, fwd.y = sum.x, fwd.eps = config_.norm_eps;
+  fwd.rstd = c.arena.Alloc(c.dtype, {r.h.x.dim(0) * r.h.x.dim(1)}, "norm.rstd");
+  RmsNormBwd bwd{fwd};
+  bwd.dy = sum.dx, bwd.dx = GradOf(out), bwd.dresidual = GradOf(r.h), bwd.dw = GradOf(w.var);
+  tape.Run(c, fwd, bwd);
+  r = {sum, {}};
+}
+
+Var Model::Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const {
+  const Var gate_up = Linear(c, tape, x, layer.gate_up->var, "mlp.gate_up");
+  const Var y = tape.NewVar(c, "mlp.hidden", {x.x.dim(0), x.x.dim(1), config_.FeedForward()});
+  const SwigluFwd fwd{gate_up.x, y.x};
+  tape.Run(c, fwd, SwigluBwd{fwd, y.dx, GradOf(gate_up)});
+  return Linear(c, tape, y, layer.down->var, "mlp.down");
+}
+
+ModelState Model::NewState(Context& c, int64_t B, int64_t capacity) const {
+  ModelState state;
+  for (const Layer& layer : layers_) state.push_back(layer.mixer->NewState(c, B, capacity));
+  return state;
+}
+
+Model::Counts Model::Count() const {
+  Counts counts{params_.Count(), params_.Count("embedding"), params_.Count("head"), 0};
+  counts.body = counts.total - counts.embedding - counts.head;
+  return counts;
+}
+
+MixerCost Model::Cost(int64_t T) const {
+  const double D = static_cast<double>(config_.d_model), F = static_cast<double>(config_.FeedForward());
+  MixerCost cost{2 * D * static_cast<double>(config_.vocab), 0};
+  for (const Layer& layer : layers_) {
+    const MixerCost mixer = layer.mixer->Cost(T);
+    cost.flops_per_token += mixer.flops_per_token + 6 * D * F;
+    cost.state_bytes += mixer.state_bytes;
+  }
+  return cost;
+}
+
+}  // namespace weft

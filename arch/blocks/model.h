@@ -1,0 +1,107 @@
+#pragma once
+// The language model: embedding, blocks, final norm, head.
+//
+//   pre   h <- h + mixer(norm(h));  h <- h + mlp(norm(h))
+//   post  h <- h + norm(mixer(h));  h <- h + norm(mlp(h))      (Olmo 2/3, arXiv:2501.00656, section 3.2)
+//   mlp(x) = W_down (silu(W_gate x) * W_up x)                   (SwiGLU, arXiv:2002.05202)
+//
+// The layer pattern is a list of mixer labels, repeated over `layers`. A label is a mixer's name, or that name, a dash
+// and a word: "attention-local" is an attention with settings of its own under mixer.attention-local, which start from
+// those of mixer.attention.
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "arch/core/config.h"
+#include "arch/core/mixer.h"
+#include "arch/core/params.h"
+#include "arch/core/tape.h"
+
+namespace weft {
+
+struct ModelConfig {
+  int64_t d_model = 256, layers = 4, d_ff = 0, vocab = 0;
+  std::vector<std::string> pattern = {"attention"};
+  bool tied = false;
+  double norm_eps = 1e-6, init_std = 0.02;
+
+  void Visit(ConfigVisitor& v);
+  int64_t FeedForward() const { return d_ff ? d_ff : 4 * d_model; }
+};
+
+// The settings of every mixer label that may occur, each a "mixer.<label>." section.
+class MixerConfigs {
+ public:
+  // All mixers by name, and the dashed labels of `pattern`. Unknown mixer or empty pattern: Error.
+  explicit MixerConfigs(const std::vector<std::string>& pattern);
+  void Visit(ConfigVisitor& v);
+  // The labels of the pattern only: what a run depends on.
+  void VisitUsed(ConfigVisitor& v);
+  // Settings of "mixer.attention." repeated for "mixer.attention-local.", ahead of its own.
+  Settings Inherit(const Settings& settings) const;
+  const MixerConfig& at(const std::string& label) const { return *configs_.at(label); }
+
+ private:
+  std::vector<std::string> pattern_;
+  std::map<std::string, std::unique_ptr<MixerConfig>> configs_;
+};
+
+// Decode state of a whole model, one entry per layer.
+using ModelState = std::vector<MixerState>;
+
+class Model {
+ public:
+  // Registers all parameters. Throws Error kUsage for settings that do not fit together.
+  Model(const ModelConfig& config, const MixerConfigs& mixers);
+  Model(const Model&) = delete;
+
+  // tokens i32 [B, T] -> logits [B, T, vocab].
+  Var Logits(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
+             ModelState* state = nullptr) const;
+  // Mean over the labelled positions of nll + z_loss lse^2, and what evaluation reads.
+  struct Loss {
+    Var total;           // [1]
+    TensorView nll;      // [B * T], nats; 0 where there is no label
+    TensorView correct;  // [B * T], 1 where the label is the most likely token
+  };
+  // labels i32 [B, T]; `denominator` = number of labels that the sum is divided by, 0 = those of this batch.
+  Loss LossOf(Context& c, Tape& tape, const TensorView& tokens, const TensorView& labels, const Documents& documents,
+              double z_loss = 0, double denominator = 0) const;
+  ModelState NewState(Context& c, int64_t B, int64_t capacity) const;
+
+  ParamRegistry& params() { return params_; }
+  const ParamRegistry& params() const { return params_; }
+  const ModelConfig& config() const { return config_; }
+
+  struct Counts {
+    int64_t total, embedding, head, body;  // head = 0 when tied; body = total - embedding - head
+  };
+  Counts Count() const;
+  // Forward FLOPs per token and decode state, from the mixers' stated costs. The embedding is a lookup: 0 FLOPs.
+  MixerCost Cost(int64_t T) const;
+
+ private:
+  struct Layer {
+    std::string label;
+    bool post_norm;
+    Param *mixer_norm, *mlp_norm, *gate_up, *down;
+    std::unique_ptr<Mixer> mixer;
+  };
+  // The residual stream: its value is h, plus `branch` where that has not been added yet.
+  struct Residual {
+    Var h, branch;
+  };
+  Var Norm(Context& c, Tape& tape, Residual& r, const Param& w) const;   // norm(h + branch); branch is added to h
+  void Settle(Context& c, Tape& tape, Residual& r) const;                // h <- h + branch
+  void Post(Context& c, Tape& tape, Residual& r, const Var& out, const Param& w) const;  // h <- h + norm(out)
+  Var Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const;
+
+  ModelConfig config_;
+  ParamRegistry params_;
+  Param *embedding_, *norm_, *head_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace weft

@@ -1,0 +1,16 @@
+#pragma once
+// Var-level wrappers of ops that blocks and several mixers share.
+
+#include "arch/core/tape.h"
+
+namespace weft {
+
+// y = x w^T.  x [B, T, K], w [N, K] -> y [B, T, N].
+Var Linear(Context& c, Tape& tape, const Var& x, const Var& w, const char* name);
+
+// Splits the last dimension of a Var into (n, m).
+Var SplitLast(const Var& v, int64_t n, int64_t m);
+// Merges the last two dimensions of a Var.
+Var MergeLast(const Var& v);
+
+}  // namespace weft
