@@ -26,6 +26,7 @@ class Arena {
   TensorView Alloc(DType dtype, int rank, const int64_t* shape, const char* name);
   void Reset();  // everything handed out is invalid now
 
+  int64_t capacity() const { return capacity_; }
   int64_t used() const { return used_; }
   int64_t peak() const { return peak_; }
   Mode mode() const { return mode_; }

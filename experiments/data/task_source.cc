@@ -1,0 +1,46 @@
+#include "experiments/data/source.h"
+#include "kernels/base/check.h"
+
+namespace weft {
+namespace {
+
+// Samples of row r are drawn from the stream indices [r * kSamplesPerRow, (r + 1) * kSamplesPerRow).
+constexpr int64_t kSamplesPerRow = 1 << 16;
+
+}  // namespace
+
+TaskSource::TaskSource(const Task& task, uint64_t seed, Split split, int64_t difficulty, bool strict, Labels labels)
+    : task_(task), seed_(seed), split_(split), difficulty_(difficulty), strict_(strict), labels_(labels) {}
+
+void TaskSource::Fill(int64_t index, const Row& row) const {
+  Pack(index * kSamplesPerRow, (index + 1) * kSamplesPerRow, row);
+}
+
+int64_t TaskSource::Pack(int64_t first, int64_t end, const Row& row) const {
+  if (task_.MaxLength(difficulty_) > row.length) {
+    Fail(ExitCode::kUsage, "train.length = ", row.length, " is too short: samples of difficulty ", difficulty_,
+         " have up to ", task_.MaxLength(difficulty_), " tokens");
+  }
+  Sample sample;
+  int64_t at = 0, index = first;
+  for (; index < end; ++index) {
+    task_.Generate(seed_, split_, static_cast<uint64_t>(index), difficulty_, strict_, sample);
+    const int64_t n = static_cast<int64_t>(sample.tokens.size());
+    if (at + n > row.length) break;
+    for (int64_t i = 0; i < n; ++i) {
+      const bool keep = labels_ == Labels::kAll || i == sample.answer_position;
+      row.tokens[at + i] = sample.tokens[static_cast<size_t>(i)];
+      row.labels[at + i] = keep ? sample.labels[static_cast<size_t>(i)] : kIgnoreLabel;
+      row.doc_start[at + i] = static_cast<int32_t>(at);
+    }
+    at += n;
+  }
+  for (int64_t i = at; i < row.length; ++i) {
+    row.tokens[i] = 0;
+    row.labels[i] = kIgnoreLabel;
+    row.doc_start[i] = static_cast<int32_t>(at);
+  }
+  return index - first;
+}
+
+}  // namespace weft

@@ -1,0 +1,38 @@
+#pragma once
+// Evaluation of a model: strict accuracy on fresh samples of a task, loss of held-out text.
+
+#include <memory>
+
+#include "arch/blocks/model.h"
+#include "experiments/data/batch.h"
+#include "experiments/data/source.h"
+
+namespace weft {
+
+struct Score {
+  double nll = 0;       // nats per label
+  double accuracy = 0;  // share of labels that are the most likely token
+  int64_t labels = 0;
+  double BitsPerByte() const { return nll / 0.69314718055994530942; }  // one label per byte
+};
+
+class Evaluator {
+ public:
+  // Passes have at most `tokens` tokens, or one row.
+  Evaluator(const Model& model, Stream& stream, int64_t tokens) : model_(model), stream_(stream), tokens_(tokens) {}
+
+  // The answers of the evaluation samples 0, ..., samples - 1 of that difficulty, without intermediate supervision.
+  Score OnTask(const Task& task, uint64_t seed, int64_t difficulty, int64_t samples);
+  // Rows 0, ..., rows - 1 of held-out text.
+  Score OnText(const TextSource& source, int64_t length, int64_t rows);
+
+ private:
+  // Adds nll, accuracy (as sums) and labels of the batch's first `rows` rows.
+  void Add(Batch& batch, int64_t rows, Score& sums);
+  const Model& model_;
+  Stream& stream_;
+  int64_t tokens_;
+  std::unique_ptr<Arena> arena_;
+};
+
+}  // namespace weft

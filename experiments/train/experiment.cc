@@ -1,0 +1,154 @@
+#include "experiments/train/experiment.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <numbers>
+
+#include "kernels/base/check.h"
+
+namespace weft {
+namespace {
+
+// The value of a string or list key that decides which other keys exist, before the full set is known.
+template <class T>
+T Peek(const Settings& settings, const std::string& path, T fallback) {
+  Settings matching;
+  for (const Setting& s : settings) {
+    if (s.path == path) matching.push_back(s);
+  }
+  ConfigVisitor v;
+  v.Key(path, fallback, "");
+  Apply(matching, v.fields());
+  return fallback;
+}
+
+}  // namespace
+
+void OptimConfig::Visit(ConfigVisitor& v) {
+  v.Key("lr", lr, "peak learning rate", Range{0, 10});
+  v.Key("weight_decay", weight_decay, "decoupled weight decay of matrices; none on embeddings, norms and gates", Range{0, 10});
+  v.Key("beta1", beta1, "AdamW: decay of the first moment", Range{0, 0.999999});
+  v.Key("beta2", beta2, "AdamW: decay of the second moment", Range{0, 0.9999999});
+  v.Key("eps", eps, "AdamW: added to the root of the second moment", Range{0, 1});
+  v.Key("clip", clip, "largest global gradient norm; 0 = no clipping", Range{0, 1e9});
+  v.Key("z_loss", z_loss, "weight of the squared log-partition in the loss", Range{0, 1});
+  v.Key("schedule", schedule, "learning rate after the warm-up", {"constant", "cosine", "wsd"});
+  v.Key("warmup", warmup, "steps of linear warm-up", Range{0, 1e12});
+  v.Key("final_lr", final_lr, "cosine, wsd: last learning rate as a share of the peak", Range{0, 1});
+  v.Key("decay_share", decay_share, "wsd: share of the steps that decay", Range{0, 1});
+}
+
+double LearningRate(const OptimConfig& c, int64_t step, int64_t steps) {
+  if (step < c.warmup) return c.lr * static_cast<double>(step + 1) / static_cast<double>(c.warmup);
+  double share = 1;  // of the way from final_lr to the peak
+  if (c.schedule == "cosine") {
+    const double s = static_cast<double>(step - c.warmup) / static_cast<double>(std::max<int64_t>(1, steps - c.warmup));
+    share = (1 + std::cos(std::numbers::pi * std::min(s, 1.0))) / 2;
+  } else if (c.schedule == "wsd") {
+    const double decay = std::max(1.0, std::round(c.decay_share * static_cast<double>(steps)));
+    share = std::clamp(static_cast<double>(steps - step) / decay, 0.0, 1.0);
+  }
+  return c.lr * (c.final_lr + (1 - c.final_lr) * share);
+}
+
+void TrainConfig::Visit(ConfigVisitor& v) {
+  v.Key("steps", steps, "optimiser steps", Range{1, 1e12});
+  v.Key("batch", batch, "rows per step", Range{1, 1e6});
+  v.Key("length", length, "tokens per row", Range{1, 1 << 20});
+  v.Key("accumulate", accumulate, "micro-batches per step; must divide batch", Range{1, 1e6});
+  v.Key("log_every", log_every, "steps between lines of the log", Range{1, 1e12});
+  v.Key("checkpoint_every", checkpoint_every, "steps between checkpoints; 0 = only at the end", Range{0, 1e12});
+  v.Key("keep", keep, "checkpoints kept", Range{1, 1e6});
+  v.Key("curriculum_every", curriculum_every, "steps between tests for promotion, where accuracy promotes", Range{1, 1e9});
+  v.Key("curriculum_samples", curriculum_samples, "samples of such a test", Range{1, 1e6});
+}
+
+void EvalConfig::Visit(ConfigVisitor& v) {
+  v.Key("every", every, "steps between evaluations; 0 = only at the end", Range{0, 1e12});
+  v.Key("difficulties", difficulties, "task: difficulties to evaluate; empty = those of the curriculum", Range{1, 1 << 20});
+  v.Key("samples", samples, "task: samples per difficulty", Range{1, 1e7});
+  v.Key("rows", rows, "text: held-out rows, at most as many as there are", Range{1, 1e9});
+}
+
+void Experiment::VisitTop(ConfigVisitor& v) {
+  v.Key("study", study, "name of the folder in which runs are collected");
+  v.Key("seed", seed, "seed of everything that has none of its own", Range{0, 9e18});
+  v.Key("init_seed", init_seed, "seed of the initial weights; -1 = seed", Range{-1, 9e18});
+  v.Key("data_seed", data_seed, "seed of data and data order; -1 = seed", Range{-1, 9e18});
+}
+
+void Experiment::VisitRest(ConfigVisitor& v) {
+  v.Section("model", model);
+  v.Key("task.name", task_name, "synthetic task to train on; empty = text from data.path");
+  if (task) v.Section("task", *task);
+  if (!task) v.Section("data", data);
+  v.Section("optim", optim);
+  v.Section("train", train);
+  v.Section("eval", eval);
+}
+
+std::vector<ConfigField> Experiment::Fields() {
+  ConfigVisitor v;
+  VisitTop(v);
+  VisitRest(v);
+  mixers->VisitUsed(v);
+  return std::move(v.fields());
+}
+
+std::vector<ConfigField> Experiment::AllFields() {
+  ConfigVisitor v;
+  v.Key("device", device, "where to run", {"auto", "cpu"});
+  v.Key("threads", threads, "CPU threads; 0 = all cores that the process may use", Range{0, 4096});
+  VisitTop(v);
+  VisitRest(v);
+  if (task) v.Section("data", data);
+  mixers->Visit(v);
+  return std::move(v.fields());
+}
+
+std::unique_ptr<Experiment> Experiment::FromSettings(const Settings& given) {
+  auto e = std::make_unique<Experiment>();
+  e->model.pattern = Peek(given, "model.pattern", e->model.pattern);
+  e->task_name = Peek(given, "task.name", e->task_name);
+  e->mixers = std::make_unique<MixerConfigs>(e->model.pattern);
+  if (!e->task_name.empty()) e->task = FindTask(e->task_name).config();
+  auto fields = e->AllFields();
+  e->origins_ = Apply(e->mixers->Inherit(given), fields);
+  if (!e->task && e->data.path.empty()) {
+    Fail(ExitCode::kUsage, "nothing to train on: set task.name (see `weft task list`) or data.path");
+  }
+  if (e->task && !e->data.path.empty()) {
+    Fail(ExitCode::kUsage, "task.name = \"", e->task_name, "\" and data.path = \"", e->data.path, "\" are both set; drop one");
+  }
+  if (e->train.batch % e->train.accumulate != 0) {
+    Fail(ExitCode::kUsage, "train.batch = ", e->train.batch, " is not a multiple of train.accumulate = ", e->train.accumulate);
+  }
+  if (e->study.empty() || e->study.find('/') != std::string::npos || e->study.starts_with(".")) {
+    Fail(ExitCode::kUsage, "study = \"", e->study, "\" is not a folder name; use letters, digits, - and _");
+  }
+  return e;
+}
+
+std::unique_ptr<Experiment> Experiment::Load(const std::string& path, const std::vector<std::string>& overrides) {
+  Settings settings = path.empty() ? Settings{} : ReadTomlFile(path);
+  for (const std::string& text : overrides) settings.push_back(ParseOverride(text, "--" + text.substr(0, text.find('='))));
+  auto e = FromSettings(settings);
+  if (!path.empty()) {
+    std::ifstream in(path, std::ios::binary);
+    e->source_text_.assign(std::istreambuf_iterator<char>(in), {});
+  }
+  return e;
+}
+
+std::unique_ptr<Experiment> Experiment::FromToml(const std::string& text, const std::string& origin,
+                                                 const std::vector<std::string>& overrides) {
+  Settings settings = ParseToml(text, origin);
+  for (const std::string& o : overrides) settings.push_back(ParseOverride(o, "--" + o.substr(0, o.find('='))));
+  auto e = FromSettings(settings);
+  e->source_text_ = text;
+  return e;
+}
+
+}  // namespace weft
