@@ -131,6 +131,12 @@ std::unique_ptr<Experiment> Experiment::FromSettings(const Settings& given) {
   return e;
 }
 
+std::unique_ptr<Experiment> Experiment::Defaults() {
+  auto e = std::make_unique<Experiment>();
+  e->mixers = std::make_unique<MixerConfigs>(e->model.pattern);
+  return e;
+}
+
 std::unique_ptr<Experiment> Experiment::Load(const std::string& path, const std::vector<std::string>& overrides) {
   Settings settings = path.empty() ? Settings{} : ReadTomlFile(path);
   for (const std::string& text : overrides) settings.push_back(ParseOverride(text, "--" + text.substr(0, text.find('='))));

@@ -45,6 +45,7 @@ class Experiment {
  public:
   // Reads `path` ("" = defaults only) and applies the overrides ("model.d_model=512"). Every key is checked.
   static std::unique_ptr<Experiment> Load(const std::string& path, const std::vector<std::string>& overrides);
+  static std::unique_ptr<Experiment> Defaults();  // for --help; not runnable
   // From a run's resolved.toml.
   static std::unique_ptr<Experiment> FromToml(const std::string& text, const std::string& origin,
                                               const std::vector<std::string>& overrides = {});

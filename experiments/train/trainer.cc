@@ -47,6 +47,7 @@ RunPlan PlanRun(const Experiment& e) {
   Model model(ModelFor(e, VocabOf(e)), *e.mixers);
   RunPlan plan;
   plan.parameters = model.Count();
+  for (int64_t i = 0; i < e.model.layers; ++i) plan.block_parameters.push_back(model.params().Count(Cat("blocks.", i, ".")));
   const MixerCost cost = model.Cost(e.train.length);
   plan.flops_per_token = cost.flops_per_token;
   plan.state_bytes = cost.state_bytes;

@@ -15,6 +15,7 @@ namespace weft {
 // What a run needs, known before it starts and without any memory behind it.
 struct RunPlan {
   Model::Counts parameters;
+  std::vector<int64_t> block_parameters;
   double flops_per_token = 0;          // forward, from the mixers' stated costs
   double training_flops_per_token = 0; // forward and backward, counted from the ops of one step
   int64_t state_bytes = 0;             // decode state of one sequence of train.length tokens

@@ -1,0 +1,66 @@
+#pragma once
+// What all programs share: flags that are config keys, --help, error reporting and exit codes.
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <iostream>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "kernels/base/check.h"
+
+namespace weft {
+
+// Thrown by ParseCommandLine for --help.
+struct HelpWanted {};
+
+// Parses argv with `app` and returns what is left as overrides: "--model.d_model=512" and "--set model.d_model=512"
+// become "model.d_model=512". Anything else that is left is an Error kUsage.
+inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, char** argv) {
+  std::vector<std::string> overrides;
+  app.add_option("--set", overrides, "KEY=VALUE: the same as --KEY=VALUE")->expected(1)->take_all();
+  app.allow_extras();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    throw HelpWanted();
+  }
+  for (const std::string& extra : app.remaining()) {
+    if (!extra.starts_with("--") || extra.find('=') == std::string::npos) {
+      Fail(ExitCode::kUsage, "unexpected argument \"", extra, "\"; config keys are given as --KEY=VALUE, see --help");
+    }
+    overrides.push_back(extra.substr(2));
+  }
+  return overrides;
+}
+
+// Runs a program's body; an error goes to stderr as one line that begins with the program's name. `more_help` follows
+// CLI11's text for --help: the config keys.
+inline int RunProgram(const char* name, CLI::App& app, const std::function<int()>& body,
+                      const std::function<std::string()>& more_help = {}) {
+  app.name(std::string("weft ") + name);
+  const auto report = [&](const char* what, ExitCode code) {
+    std::fflush(stdout);
+    std::fprintf(stderr, "weft %s: %s\n", name, what);
+    return static_cast<int>(code);
+  };
+  try {
+    return body();
+  } catch (const HelpWanted&) {
+    std::cout << app.help() << (more_help ? more_help() : "");
+    return 0;
+  } catch (const CLI::ParseError& e) {
+    return report(e.what(), ExitCode::kUsage);
+  } catch (const Error& e) {
+    return report(e.what(), e.code());
+  } catch (const std::bad_alloc&) {
+    return report("out of memory", ExitCode::kOutOfMemory);
+  } catch (const std::exception& e) {
+    return report(e.what(), ExitCode::kFailure);
+  }
+}
+
+}  // namespace weft
