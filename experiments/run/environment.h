@@ -1,0 +1,26 @@
+#pragma once
+// Where a run happened and with which build.
+
+#include <string>
+#include <vector>
+
+#include "experiments/run/h5.h"
+
+namespace weft {
+
+// weft_version, git_commit, git_dirty, compiler, compiler_flags, build_type, command_line,
+// directory, start_time, hostname, os, cpu, cpu_cores, memory_bytes.
+Attributes DescribeEnvironment(const std::vector<std::string>& command_line);
+
+// "weft 0.1.0 (commit 0123456789ab, modified) on <host>, pid 42"
+std::string BuildDescription();
+
+// "2026-01-31T12:00:00Z"
+std::string TimeNow();
+std::string HostName();
+
+std::string ToJson(const Attributes& attributes);
+// `origin` names the text in errors (ExitCode::kData).
+Attributes ParseJson(const std::string& text, const std::string& origin);
+
+}  // namespace weft
