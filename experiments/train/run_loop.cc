@@ -1,0 +1,257 @@
+#include "experiments/train/run_loop.h"
+
+#include <fmt/core.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "experiments/run/checkpoint.h"
+
+namespace weft {
+namespace {
+
+using Json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+constexpr double kSnapshotSeconds = 60;  // run.h5 is never older than this
+constexpr double kHeartbeatSeconds = 5;
+constexpr double kProgressSeconds = 0.5;
+
+double Seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
+
+// The last signal that asked for a stop. A handler can reach nothing but a global.
+volatile sig_atomic_t stop_signal = 0;
+void OnSignal(int signal) { stop_signal = signal; }
+
+// Catches SIGINT, SIGTERM and SIGUSR1 as long as it lives. A second one kills, in case a step hangs.
+class StopSignals {
+ public:
+  StopSignals() {
+    stop_signal = 0;
+    struct sigaction action{};
+    action.sa_handler = OnSignal;
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    for (size_t i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &old_[i]);
+  }
+  ~StopSignals() {
+    for (size_t i = 0; i < 3; ++i) sigaction(kSignals[i], &old_[i], nullptr);
+  }
+
+ private:
+  static constexpr int kSignals[3] = {SIGINT, SIGTERM, SIGUSR1};
+  struct sigaction old_[3];
+};
+
+struct TrainTensors {
+  std::vector<TensorTarget> model, optimizer;
+};
+
+TrainTensors TensorsOf(Model& model) {
+  TrainTensors all;
+  for (Param& p : model.params().params()) {
+    all.model.push_back({p.path, "F32", p.shape, p.var.x.data()});
+    for (int i : {0, 1}) {
+      if (p.moments[i].defined()) all.optimizer.push_back({(i == 0 ? "m." : "v.") + p.path, "F32", p.shape, p.moments[i].data()});
+    }
+  }
+  return all;
+}
+
+std::vector<NamedTensor> Named(const std::vector<TensorTarget>& targets) {
+  std::vector<NamedTensor> named;
+  for (const TensorTarget& t : targets) named.push_back({t.name, t.dtype, t.shape, t.data});
+  return named;
+}
+
+std::string Duration(double seconds) {
+  const int64_t s = static_cast<int64_t>(std::llround(seconds));
+  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
+}
+
+}  // namespace
+
+double RestoreCheckpoint(RunDirectory& run, Trainer& trainer) {
+  const auto latest = FindLatest(run.path());
+  if (!latest) {
+    run.journal().TruncateTo(0);
+    return 0;
+  }
+  const TrainTensors tensors = TensorsOf(trainer.model());
+  const Json state = Json::parse(LoadCheckpoint(*latest, tensors.model, tensors.optimizer));
+  if (state.at("data").get<std::string>() != trainer.DataFingerprint()) {
+    Fail(ExitCode::kData, latest->path, ": the text in data.path has changed since this checkpoint; restore it or start a new run");
+  }
+  trainer.set_progress({state.at("step"), state.at("rows"), state.at("labels"), state.at("stage"), state.at("stage_steps")});
+  run.journal().TruncateTo(state.at("journal_bytes"));
+  return state.at("seconds");
+}
+
+int64_t LoadNewestModel(const std::string& run_directory, Model& model) {
+  const auto latest = FindLatest(run_directory);
+  if (!latest) Fail(ExitCode::kData, run_directory, ": has no checkpoint yet; train it first");
+  LoadCheckpoint(*latest, TensorsOf(model).model, {});
+  return latest->step;
+}
+
+void DeclareStreams(Journal& journal, const Experiment& e) {
+  using enum ColumnType;
+  journal.Declare("train", {{"step", "step", kInteger},
+                            {"tokens", "token", kInteger},
+                            {"labels", "label", kInteger},
+                            {"loss", "nat/label", kNumber},
+                            {"grad_norm", "1", kNumber},
+                            {"lr", "1", kNumber},
+                            {"difficulty", "1", kInteger},
+                            {"seconds", "s", kNumber},
+                            {"tokens_per_second", "token/s", kNumber}});
+  journal.Declare("eval/" + (e.task ? e.task_name : std::string("text")), {{"step", "step", kInteger},
+                                                                           {"tokens", "token", kInteger},
+                                                                           {"difficulty", "1", kInteger},
+                                                                           {"accuracy", "1", kNumber},
+                                                                           {"nll", "nat/label", kNumber},
+                                                                           {"labels", "label", kInteger},
+                                                                           {"chance", "1", kNumber}});
+}
+
+double ChanceOf(const Experiment& e, const Trainer::Evaluation& evaluation) {
+  return e.task ? e.task->Make()->Chance(evaluation.difficulty) : std::nan("");
+}
+
+void AppendEvaluation(Journal& journal, const Trainer::Evaluation& v, double chance, int64_t step, int64_t tokens) {
+  journal.Append("eval/" + v.name, {{"step", step},
+                                    {"tokens", tokens},
+                                    {"difficulty", v.difficulty},
+                                    {"accuracy", v.score.accuracy},
+                                    {"nll", v.score.nll},
+                                    {"labels", v.score.labels},
+                                    {"chance", chance}});
+}
+
+std::string EvaluationTable(const Experiment& e, const std::vector<Trainer::Evaluation>& evaluations) {
+  std::string text;
+  for (const auto& v : evaluations) {
+    if (e.task) {
+      if (text.empty()) text = fmt::format("{:<20} {:>10} {:>9} {:>7} {:>9}\n", "task", "difficulty", "accuracy", "chance", "nats");
+      text += fmt::format("{:<20} {:>10} {:>9.4f} {:>7.3f} {:>9.4f}\n", v.name, v.difficulty, v.score.accuracy, ChanceOf(e, v), v.score.nll);
+    } else {
+      text += fmt::format("held-out text: {:.4f} nats/byte, {:.4f} bits/byte, {} bytes\n", v.score.nll, v.score.BitsPerByte(), v.score.labels);
+    }
+  }
+  return text;
+}
+
+ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, double seconds_before) {
+  const StopSignals signals;
+  const bool terminal = isatty(STDERR_FILENO);
+  const auto start = Clock::now();
+  const int64_t first_step = trainer.progress().step;
+  const double tokens_per_step = static_cast<double>(e.train.batch * e.train.length);
+  const double flops_per_token = PlanRun(e).training_flops_per_token;
+  Clock::time_point snapshot = start, heartbeat = start, shown = start;
+  DeclareStreams(run.journal(), e);
+
+  const auto status = [&](RunState state, ExitCode code, const std::string& message) {
+    run.SetStatus({state, static_cast<int64_t>(code), trainer.progress().step, e.train.steps, message});
+    heartbeat = Clock::now();
+  };
+  const auto checkpoint = [&] {
+    run.journal().Sync();
+    const Trainer::Progress& p = trainer.progress();
+    const Json state = {{"step", p.step},           {"rows", p.rows},
+                        {"labels", p.labels},       {"stage", p.stage},
+                        {"stage_steps", p.stage_steps}, {"journal_bytes", run.journal().size()},
+                        {"data", trainer.DataFingerprint()}, {"seconds", seconds_before + Seconds(start)}};
+    const TrainTensors tensors = TensorsOf(trainer.model());
+    SaveCheckpoint(run.path(), p.step, Named(tensors.model), Named(tensors.optimizer), state.dump());
+    PruneCheckpoints(run.path(), e.train.keep);
+    run.WriteRunH5();
+    snapshot = Clock::now();
+  };
+  const auto evaluate = [&] {
+    const auto evaluations = trainer.Evaluate();
+    for (const auto& v : evaluations) {
+      AppendEvaluation(run.journal(), v, ChanceOf(e, v), trainer.progress().step,
+                       trainer.progress().step * e.train.batch * e.train.length);
+    }
+    return evaluations;
+  };
+  const auto show = [&](const Trainer::StepResult& r, bool line) {
+    const double rate = static_cast<double>(trainer.progress().step - first_step) * tokens_per_step / Seconds(start);
+    const double left = static_cast<double>(e.train.steps - trainer.progress().step) * tokens_per_step / rate;
+    const std::string difficulty = e.task ? fmt::format("  difficulty {}", r.difficulty) : "";
+    const std::string text = fmt::format("step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left",
+                                         trainer.progress().step, e.train.steps, difficulty, r.loss, rate,
+                                         rate * flops_per_token * 1e-9, Duration(left));
+    if (terminal) fmt::print(stderr, "\r\033[K{}", text);
+    if (line) {
+      if (!terminal) fmt::print(stderr, "{}\n", text);
+      run.Log(text);
+    }
+    std::fflush(stderr);
+    shown = Clock::now();
+  };
+  const auto end_line = [&] {
+    if (terminal) fmt::print(stderr, "\n");
+  };
+
+  try {
+    status(RunState::kRunning, ExitCode::kOk, "");
+    while (trainer.progress().step < e.train.steps) {
+      const auto step_start = Clock::now();
+      const Trainer::StepResult r = trainer.Step();
+      const int64_t step = trainer.progress().step;
+      run.journal().Append("train", {{"step", step},
+                                     {"tokens", step * e.train.batch * e.train.length},
+                                     {"labels", r.labels},
+                                     {"loss", r.loss},
+                                     {"grad_norm", r.grad_norm},
+                                     {"lr", r.lr},
+                                     {"difficulty", r.difficulty},
+                                     {"seconds", seconds_before + Seconds(start)},
+                                     {"tokens_per_second", tokens_per_step / Seconds(step_start)}});
+      const bool last = step == e.train.steps;
+      const bool log = last || step % e.train.log_every == 0;
+      if (log || (terminal && Seconds(shown) > kProgressSeconds)) show(r, log);
+      if (last || (e.eval.every > 0 && step % e.eval.every == 0)) {
+        const auto evaluations = evaluate();
+        if (last) {
+          end_line();
+          fmt::print("{}", EvaluationTable(e, evaluations));
+        }
+      }
+      const int signal = stop_signal;
+      if (last || signal || (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0)) checkpoint();
+      if (signal && !last) {
+        end_line();
+        const ExitCode code = signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue;
+        status(RunState::kPreempted, code, "");
+        fmt::print(stderr, "weft train: stopped at step {} after signal {}; continue with: weft train --resume {}\n", step,
+                   signal, run.path());
+        return code;
+      }
+      if (Seconds(snapshot) > kSnapshotSeconds) {
+        run.WriteRunH5();
+        snapshot = Clock::now();
+      }
+      if (Seconds(heartbeat) > kHeartbeatSeconds) status(RunState::kRunning, ExitCode::kOk, "");
+    }
+    status(RunState::kDone, ExitCode::kOk, "");
+  } catch (const Error& error) {
+    end_line();
+    const bool diverged = error.code() == ExitCode::kDiverged;
+    try {
+      run.WriteRunH5();
+      status(diverged ? RunState::kDiverged : RunState::kFailed, error.code(), error.what());
+    } catch (const Error&) {
+      // The first error is the one to report; a full disk fails here again.
+    }
+    throw;
+  }
+  return ExitCode::kOk;
+}
+
+}  // namespace weft

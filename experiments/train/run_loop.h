@@ -1,0 +1,29 @@
+#pragma once
+// A run from its first or its next step to the end: journal, checkpoints, evaluation, progress, signals.
+
+#include <string>
+
+#include "experiments/run/run_dir.h"
+#include "experiments/train/trainer.h"
+
+namespace weft {
+
+// Restores the newest checkpoint of the directory, or the state before the first step if there is none, and cuts the
+// journal back to it. Returns the seconds of training that it took.
+double RestoreCheckpoint(RunDirectory& run, Trainer& trainer);
+// The model's values only, from the newest checkpoint; Error kData when there is none. Returns its step.
+int64_t LoadNewestModel(const std::string& run_directory, Model& model);
+
+// One row of a run's "eval/<name>" stream.
+void AppendEvaluation(Journal& journal, const Trainer::Evaluation& evaluation, double chance, int64_t step,
+                      int64_t tokens);
+void DeclareStreams(Journal& journal, const Experiment& experiment);
+
+// Trains until train.steps. Returns kOk, or kRequeue (SIGTERM, SIGUSR1) or kInterrupted (SIGINT) after a checkpoint.
+ExitCode TrainToEnd(const Experiment& experiment, RunDirectory& run, Trainer& trainer, double seconds_before);
+
+// Evaluations as the lines of a table, "difficulty  accuracy  chance  nats" or "nats/byte  bits/byte".
+std::string EvaluationTable(const Experiment& experiment, const std::vector<Trainer::Evaluation>& evaluations);
+double ChanceOf(const Experiment& experiment, const Trainer::Evaluation& evaluation);
+
+}  // namespace weft

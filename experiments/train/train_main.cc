@@ -1,0 +1,122 @@
+// weft train CONFIG [--KEY=VALUE ...] [--out DIR] | weft train --resume RUN
+
+#include <fmt/core.h>
+
+#include <nlohmann/json.hpp>
+
+#include "experiments/run/environment.h"
+#include "experiments/run/program.h"
+#include "experiments/train/run_loop.h"
+#include "kernels/matmul/gemm.h"
+
+namespace {
+
+using namespace weft;
+
+std::string KeyHelp() { return "\nConfig keys (--KEY=VALUE):\n" + HelpText(Experiment::Defaults()->AllFields()); }
+
+// FLOP/s of one thread's matrix product, for estimates before anything has run.
+double MeasureGemm() {
+  constexpr int64_t n = 256;
+  std::vector<float> a(n * n, 1), b(n * n, 1), c(n * n);
+  const auto once = [&] { Gemm<float>(false, true, n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n); };
+  once();
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 10; ++i) once();
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return 10 * 2.0 * n * n * n / seconds;
+}
+
+// A step reaches about a third of the matrix product's rate at the sizes that a CPU trains.
+constexpr double kEfficiency = 1.0 / 3;
+
+int DryRun(Experiment& e, const std::string& out, bool json, int threads) {
+  const RunPlan plan = PlanRun(e);
+  const std::string id = HashOf(e.Fields()), directory = out + "/" + e.study + "/" + id;
+  const double seconds = plan.training_flops_per_token * static_cast<double>(plan.tokens) /
+                         (MeasureGemm() * kEfficiency * threads);
+  if (json) {
+    const nlohmann::ordered_json object = {{"run_id", id},
+                                           {"study", e.study},
+                                           {"run_dir", directory},
+                                           {"parameters",
+                                            {{"total", plan.parameters.total},
+                                             {"embedding", plan.parameters.embedding},
+                                             {"head", plan.parameters.head},
+                                             {"body", plan.parameters.body}}},
+                                           {"flops_per_token", plan.flops_per_token},
+                                           {"training_flops_per_token", plan.training_flops_per_token},
+                                           {"tokens", plan.tokens},
+                                           {"steps", e.train.steps},
+                                           {"memory_bytes", plan.memory_bytes},
+                                           {"state_bytes", plan.state_bytes},
+                                           {"seconds", seconds}};
+    fmt::print("{}\n", object.dump());
+    return 0;
+  }
+  fmt::print("run          {}\nparameters   {} ({} without embedding and head)\nFLOPs/token  {:.4g} forward, {:.4g} in training\n"
+             "tokens       {} in {} steps\nmemory       {} MiB\ntime         about {:.0f} s on {} threads\n",
+             directory, plan.parameters.total, plan.parameters.body, plan.flops_per_token, plan.training_flops_per_token,
+             plan.tokens, e.train.steps, plan.memory_bytes >> 20, seconds, threads);
+  return 0;
+}
+
+int Main(CLI::App& app, int argc, char** argv) {
+  std::string config, out = "runs", resume;
+  bool dry_run = false, json = false;
+  app.add_option("CONFIG", config, "experiment, a TOML file");
+  app.add_option("--out", out, "where runs are collected: OUT/<study>/<run-id>")->capture_default_str();
+  app.add_option("--resume", resume, "run directory to continue from its newest checkpoint");
+  app.add_flag("--dry-run", dry_run, "print what would run, and write nothing");
+  app.add_flag("--json", json, "with --dry-run: machine-readable output");
+  const auto overrides = ParseCommandLine(app, argc, argv);
+  if (config.empty() == resume.empty()) Fail(ExitCode::kUsage, "give either a CONFIG or --resume RUN; see --help");
+
+  std::unique_ptr<Experiment> e;
+  if (resume.empty()) {
+    e = Experiment::Load(config, overrides);
+  } else {
+    for (const std::string& o : overrides) {
+      if (!o.starts_with("threads=") && !o.starts_with("device=")) {
+        Fail(ExitCode::kUsage, "--", o, ": a resumed run keeps its settings; only --threads and --device may be given");
+      }
+    }
+    if (ReadStatus(resume).state == RunState::kDone) {
+      fmt::print(stderr, "weft train: {} is done\n", resume);
+      return 0;
+    }
+    const std::string path = resume + "/resolved.toml";
+    e = Experiment::FromToml(ReadFile(path), path, overrides);
+  }
+  Stream stream(std::in_place_type<CpuStream>, static_cast<int>(e->threads));
+  const int threads = std::get<CpuStream>(stream).threads();
+  if (dry_run) return DryRun(*e, out, json, threads);
+
+  Trainer trainer(*e, stream);  // before the directory: what cannot start leaves nothing behind
+  if (!resume.empty()) {
+    RunDirectory run = RunDirectory::Open(resume);
+    const double seconds = RestoreCheckpoint(run, trainer);
+    run.Log(Cat("resumed at step ", trainer.progress().step));
+    return static_cast<int>(TrainToEnd(*e, run, trainer, seconds));
+  }
+  Attributes environment = DescribeEnvironment(std::vector<std::string>(argv, argv + argc));
+  environment.push_back({"device", std::string("cpu")});
+  environment.push_back({"threads", static_cast<int64_t>(threads)});
+  RunDirectory run = RunDirectory::Create({out, e->study, e->Fields(), e->origins(), e->source_text(), environment});
+  if (run.existed() && ReadStatus(run.path()).state == RunState::kDone) {
+    fmt::print(stderr, "weft train: {} is done\n", run.path());
+    return 0;
+  }
+  if (run.existed() && (run.journal().size() > 0)) {
+    Fail(ExitCode::kFailure, run.path(), " has been started already; continue it with: weft train --resume ", run.path());
+  }
+  fmt::print(stderr, "weft train: {}\n", run.path());
+  return static_cast<int>(TrainToEnd(*e, run, trainer, 0));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Trains a model on a synthetic task or on text.");
+  return RunProgram("train", app, [&] { return Main(app, argc, argv); }, KeyHelp);
+}
