@@ -26,14 +26,14 @@ double Seconds(Clock::time_point since) { return std::chrono::duration<double>(C
 volatile sig_atomic_t stop_signal = 0;
 void OnSignal(int signal) { stop_signal = signal; }
 
-// Catches SIGINT, SIGTERM and SIGUSR1 as long as it lives. A second one kills, in case a step hangs.
+// Catches SIGINT, SIGTERM and SIGUSR1 as long as it lives.
 class StopSignals {
  public:
   StopSignals() {
     stop_signal = 0;
     struct sigaction action{};
     action.sa_handler = OnSignal;
-    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    action.sa_flags = SA_RESTART;
     for (size_t i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &old_[i]);
   }
   ~StopSignals() {
