@@ -76,7 +76,7 @@ void List(bool with_knobs, bool as_json) {
 struct SampleOptions {
   std::string task, split = "eval";
   std::optional<int64_t> difficulty;
-  uint64_t seed = 0, index = 0, count = 1;
+  int64_t seed = 0, index = 0, count = 1;
   bool strict = false, as_json = false;
   std::vector<std::string> knobs;
 };
@@ -102,9 +102,10 @@ void PrintSamples(const SampleOptions& options) {
 
   json rows = json::array();
   Sample sample;
-  for (uint64_t i = 0; i < options.count; ++i) {
-    const uint64_t index = options.index + i;
-    task->Generate(options.seed, split, index, difficulty, options.strict, sample);
+  for (int64_t i = 0; i < options.count; ++i) {
+    const int64_t index = options.index + i;
+    task->Generate(static_cast<uint64_t>(options.seed), split, static_cast<uint64_t>(index),
+                   difficulty, options.strict, sample);
     const std::string& answer = task->vocabulary().text(sample.answer);
     const json row = {{"text", task->vocabulary().Text(sample.tokens)},
                       {"tokens", sample.tokens},
@@ -130,6 +131,7 @@ int Main(int argc, char** argv) {
   list->add_flag("--knobs", with_knobs, "also every knob with its default and what it may hold");
   list->add_flag("--json", as_json, "a JSON array, with knobs");
 
+  const CLI::Range count(int64_t{0}, int64_t{1000000000000});
   SampleOptions options;
   CLI::App* sample = app.add_subcommand(
       "sample",
@@ -137,9 +139,15 @@ int Main(int argc, char** argv) {
   sample->add_option("task", options.task, "name of the task, see list")->required();
   sample->add_option("--difficulty", options.difficulty,
                      "default: the first difficulty that the task trains on");
-  sample->add_option("--seed", options.seed, "seed of the data")->capture_default_str();
-  sample->add_option("--index", options.index, "index of the first sample")->capture_default_str();
-  sample->add_option("--n", options.count, "number of samples")->capture_default_str();
+  sample->add_option("--seed", options.seed, "seed of the data")
+      ->check(count)
+      ->capture_default_str();
+  sample->add_option("--index", options.index, "index of the first sample")
+      ->check(count)
+      ->capture_default_str();
+  sample->add_option("--n", options.count, "number of samples")
+      ->check(count)
+      ->capture_default_str();
   sample->add_option("--split", options.split, "stream of the samples")
       ->check(CLI::IsMember({"train", "eval"}))
       ->capture_default_str();
@@ -161,6 +169,12 @@ int Main(int argc, char** argv) {
   } catch (const Error& error) {
     std::cerr << "weft task: " << error.what() << "\n";
     return static_cast<int>(error.code());
+  }
+  std::cout.flush();
+  std::fflush(stdout);
+  if (!std::cout || std::ferror(stdout)) {
+    std::cerr << "weft task: standard output cannot be written\n";
+    return static_cast<int>(ExitCode::kFailure);
   }
   return 0;
 }
