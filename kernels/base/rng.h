@@ -52,7 +52,6 @@ class Rng {
     return radius * std::cos(6.283185307179586477 * Uniform());
   }
 
- private:
   using Words = std::array<uint32_t, 4>;
 
   static Words Philox(Words x, std::array<uint32_t, 2> key) {
@@ -66,6 +65,7 @@ class Rng {
     return x;
   }
 
+ private:
   std::array<uint32_t, 2> key_;
   Words counter_;
   Words block_{};
