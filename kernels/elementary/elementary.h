@@ -1,6 +1,8 @@
 #pragma once
-// Scalar functions that compilers can vectorise, for float and double. In double they are the library's; in float Exp is
-// a polynomial with at most 2 ulp of error, so that loops over it become SIMD code without -ffast-math.
+// Scalar functions that compilers can vectorise, for float and double. In double they are the
+// library's; in float they are polynomials with at most 2 ulp of error, so that loops over them
+// become SIMD code without -ffast-math. NaN gives NaN everywhere. tests/laws/elementary_test.cc
+// holds the bounds.
 
 #include <bit>
 #include <cmath>
@@ -8,25 +10,45 @@
 
 namespace weft {
 
-// e^x. Float: range reduction x = n ln 2 + r with |r| <= ln2/2 and a degree-6 minimax polynomial of e^r; 0 below
-// -87.3, infinity above 88.7, NaN for NaN.
+// e^x. Float: x = n ln 2 + r with |r| <= ln2/2, and the polynomial of Cephes' expf for e^r.
+// Subnormal results are kept; 0 below -104, infinity above 88.73.
 inline float Exp(float x) {
-  const float clamped = x < -104.f ? -104.f : (x > 89.f ? 89.f : x);  // false for NaN: NaN stays
-  const float n = std::nearbyintf(clamped * 1.44269504088896341f);
+  constexpr float kRound =
+      12582912.f;  // 1.5 2^23: adding it rounds to the nearest integer, in the low bits
+  const float low = x < -105.f ? -105.f : x;
+  const float clamped = low > 89.f ? 89.f : low;
+  const float shifted = std::fma(clamped, 1.44269504088896341f, kRound);
+  const float n = shifted - kRound;
   float r = std::fma(n, -0.693145751953125f, clamped);
   r = std::fma(n, -1.42860682030941723212e-6f, r);
-  float p = 1.3981999507e-3f;
+  float p = 1.9875691500e-4f;
+  p = std::fma(p, r, 1.3981999507e-3f);
   p = std::fma(p, r, 8.3334519073e-3f);
   p = std::fma(p, r, 4.1665795894e-2f);
   p = std::fma(p, r, 1.6666665459e-1f);
   p = std::fma(p, r, 5.0000001201e-1f);
   p = std::fma(p, r * r, r) + 1.f;
-  // 2^n in two factors, so that results near the ends of the range neither overflow nor vanish early.
-  const int32_t k = static_cast<int32_t>(n), half = k >> 1;
-  const float a = std::bit_cast<float>((half + 127) << 23), b = std::bit_cast<float>((k - half + 127) << 23);
+  // 2^n in two factors, so that results near the ends of the range neither overflow nor vanish
+  // early.
+  const int32_t k = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(kRound);
+  const int32_t half = k >> 1;
+  const float a = std::bit_cast<float>((half + 127) << 23);
+  const float b = std::bit_cast<float>((k - half + 127) << 23);
   return p * a * b;
 }
 inline double Exp(double x) { return std::exp(x); }
+
+// ln(1 + x) for x in [0, 1]. Float: 2 artanh(s) with s = x / (2 + x), artanh(s)/s a polynomial in
+// s^2 <= 1/9 whose own relative error is 5e-9.
+inline float Log1pOfUnit(float x) {
+  const float s = x / (2.f + x), z = s * s;
+  float p = 0.140059935f;
+  p = std::fma(p, z, 0.140009026f);
+  p = std::fma(p, z, 0.200107636f);
+  p = std::fma(p, z, 0.333332081f);
+  return 2.f * std::fma(p * z, s, s);
+}
+inline double Log1pOfUnit(double x) { return std::log1p(x); }
 
 template <class T>
 T Sigmoid(T x) {
@@ -36,7 +58,7 @@ T Sigmoid(T x) {
 // ln(1 + e^x) without overflow.
 template <class T>
 T Softplus(T x) {
-  return (x > 0 ? x : T{0}) + std::log1p(Exp(-std::abs(x)));
+  return (x < 0 ? T{0} : x) + Log1pOfUnit(Exp(-std::abs(x)));
 }
 
 // x sigmoid(x) and its derivative.

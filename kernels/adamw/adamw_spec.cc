@@ -1,0 +1,34 @@
+#include "kernels/adamw/adamw_ref.h"
+#include "kernels/base/op_spec.h"
+
+namespace weft {
+namespace {
+
+AdamwStep Make(CaseMaker& make, int64_t n, int64_t decayed, int64_t step, bool scaled) {
+  AdamwStep s{.lr = 0.02, .eps = 1e-3, .step = step, .decayed = decayed};
+  s.p = make.In("p", {n});
+  s.g = make.In("g", {n});
+  s.m = make.In("m", {n}, Normal(0.5));
+  s.v = make.In("v", {n}, Uniform(0, 2));
+  if (scaled) s.scale = make.In("scale", {1}, Uniform(0.1, 0.9));
+  return s;
+}
+
+}  // namespace
+
+void AddOp_adamw(OpSuite& suite) {
+  OpSpec<AdamwStep> spec{.name = "adamw", .reference_f64 = AdamwRef<double>};
+  const auto law = [&](const char* label, int64_t n, int64_t decayed, int64_t step, bool scaled) {
+    spec.laws.push_back(
+        {label, [=](CaseMaker& make) { return Make(make, n, decayed, step, scaled); }});
+  };
+  law("n1_step1", 1, 0, 1, false);
+  law("n63_decayed_all", 63, 63, 3, true);
+  law("n1000_decayed_333", 1000, 333, 1000, true);
+  law("n40000_decayed_20001", 40000, 20001, 7, false);
+  spec.bench.push_back({"n1M", [](CaseMaker& m) { return Make(m, 1 << 20, 1 << 20, 9, true); }});
+  spec.bench.push_back({"n16M", [](CaseMaker& m) { return Make(m, 16 << 20, 16 << 20, 9, true); }});
+  suite.Add(std::move(spec));
+}
+
+}  // namespace weft

@@ -1,0 +1,31 @@
+#pragma once
+// Cross-entropy from its definition, for any scalar.
+
+#include <algorithm>
+
+#include "kernels/cross_entropy/cross_entropy.h"
+
+namespace weft {
+
+template <class T>
+void CrossEntropyRef(const CrossEntropyFwd& f) {
+  const auto logits = f.logits.As<T, 2>();
+  const auto label = f.labels.As<const int32_t, 1>();
+  const auto nll = f.nll.As<T, 1>(), loss = f.loss.As<T, 1>();
+  T sum = 0;
+  int64_t labelled = 0;
+  for (int64_t n = 0; n < logits.shape[0]; ++n) {
+    nll(n) = 0;
+    if (label(n) == kNoLoss) continue;
+    T total = 0;
+    for (int64_t v = 0; v < logits.shape[1]; ++v) total += exp(logits(n, v));
+    const T lse = log(total);
+    nll(n) = lse - logits(n, label(n));
+    sum += nll(n) + T(f.z_loss) * lse * lse;
+    ++labelled;
+  }
+  const double counted = static_cast<double>(std::max<int64_t>(1, labelled));
+  loss(0) = sum / T(f.denominator > 0 ? f.denominator : counted);
+}
+
+}  // namespace weft

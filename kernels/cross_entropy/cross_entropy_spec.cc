@@ -1,0 +1,46 @@
+#include "kernels/base/op_spec.h"
+#include "kernels/cross_entropy/cross_entropy_ref.h"
+
+namespace weft {
+namespace {
+
+// Row n has no label where n % 4 == skip; skip < 0 labels every row.
+CrossEntropyFwd Make(CaseMaker& make, int64_t N, int64_t V, int64_t skip, double z_loss,
+                     double denominator) {
+  CrossEntropyFwd f{.z_loss = z_loss, .denominator = denominator};
+  f.logits = make.In("logits", {N, V}, Normal(2));
+  f.labels = make.Int("labels", {N}, [=](Rng& rng, int64_t n) {
+    const uint32_t label = rng.Below(static_cast<uint32_t>(V));
+    return n % 4 == skip ? kNoLoss : static_cast<double>(label);
+  });
+  f.nll = make.Out("nll", {N});
+  f.lse = make.Out("lse", {N});
+  f.correct = make.Out("correct", {N});
+  f.loss = make.Out("loss", {1});
+  return f;
+}
+
+}  // namespace
+
+void AddOp_cross_entropy(OpSuite& suite) {
+  OpSpec<CrossEntropyFwd, CrossEntropyBwd> spec{
+      .name = "cross_entropy",
+      .reference_f64 = CrossEntropyRef<double>,
+      .reference_complex = CrossEntropyRef<std::complex<double>>,
+      .free_dims = {"logits.1"}};
+  const auto law = [&](const char* label, int64_t N, int64_t V, int64_t skip, double z_loss,
+                       double denominator) {
+    spec.laws.push_back(
+        {label, [=](CaseMaker& make) { return Make(make, N, V, skip, z_loss, denominator); }});
+  };
+  law("N1_V2", 1, 2, -1, 0, 0);
+  law("N7_V5_masked", 7, 5, 1, 0, 0);
+  law("N65_V33_masked_z", 65, 33, 0, 0.01, 0);
+  law("N3_V300_z_denominator", 3, 300, -1, 0.1, 17.5);
+  law("N70_V513_masked", 70, 513, 3, 0, 0);
+  spec.bench.push_back({"4096_V256", [](CaseMaker& m) { return Make(m, 4096, 256, -1, 0, 0); }});
+  spec.bench.push_back({"8192_V256", [](CaseMaker& m) { return Make(m, 8192, 256, -1, 0, 0); }});
+  suite.Add(std::move(spec));
+}
+
+}  // namespace weft

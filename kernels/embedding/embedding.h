@@ -1,0 +1,43 @@
+#pragma once
+// Token embedding:  y[b, t] = w[token[b, t]],  dw[v] = sum of dy[b, t] over the places where v
+// stands.
+//
+// A token outside [0, V) is an error that names it, found when the op runs.
+
+#include "kernels/base/op.h"
+
+namespace weft {
+
+struct EmbeddingFwd {
+  TensorView tokens;  // i32 [B, T]
+  TensorView w;       // [V, D]
+  TensorView y;       // [B, T, D]
+
+  template <class Self, class V>
+  static void Visit(Self& s, V&& v) {
+    v.In("tokens", s.tokens);
+    v.In("w", s.w);
+    v.Out("y", s.y);
+  }
+  void Check() const;
+  double Flops() const { return 0; }
+};
+
+struct EmbeddingBwd {
+  EmbeddingFwd fwd;
+  TensorView dy;  // [B, T, D]
+  Grad dw;
+
+  template <class Self, class V>
+  static void Visit(Self& s, V&& v) {
+    v.Upstream("dy", s.dy, s.fwd.y);
+    v.Grad("dw", s.dw, s.fwd.w);
+  }
+  void Check() const;
+  double Flops() const { return static_cast<double>(dy.size()); }
+};
+
+void Run(CpuStream&, const EmbeddingFwd&);
+void Run(CpuStream&, const EmbeddingBwd&);
+
+}  // namespace weft

@@ -1,0 +1,32 @@
+#pragma once
+// Global gradient norm and the factor that clips it (Pascanu et al. 2013;
+// torch.nn.utils.clip_grad_norm_):
+//
+//   norm = |x|_2,   scale = min(1, max_norm / (norm + 1e-6));   scale = 1 when max_norm <= 0
+//
+// Squares of floats are summed in double. NaN and inf in x reach norm; a NaN norm gives a NaN
+// scale.
+
+#include "kernels/base/op.h"
+
+namespace weft {
+
+struct GlobalNormFwd {
+  TensorView x;      // [n]
+  TensorView norm;   // [1]
+  TensorView scale;  // [1]
+  double max_norm = 0;
+
+  template <class Self, class V>
+  static void Visit(Self& s, V&& v) {
+    v.In("x", s.x);
+    v.Out("norm", s.norm);
+    v.Out("scale", s.scale);
+  }
+  void Check() const;
+  double Flops() const { return 2.0 * static_cast<double>(x.size()); }
+};
+
+void Run(CpuStream&, const GlobalNormFwd&);
+
+}  // namespace weft

@@ -1,0 +1,44 @@
+#include "kernels/base/op_spec.h"
+#include "kernels/matmul/matmul_ref.h"
+
+namespace weft {
+namespace {
+
+MatmulFwd Make(CaseMaker& make, int64_t B, int64_t T, int64_t N, int64_t K) {
+  MatmulFwd f;
+  f.x = make.In("x", {B, T, K});
+  f.w = make.In("w", {N, K});
+  f.y = make.Out("y", {B, T, N});
+  return f;
+}
+
+}  // namespace
+
+void AddOp_matmul(OpSuite& suite) {
+  OpSpec<MatmulFwd, MatmulBwd> spec{.name = "matmul",
+                                    .reference_f64 = MatmulRef<double>,
+                                    .reference_complex = MatmulRef<std::complex<double>>};
+  const auto law = [&](const char* label, int64_t B, int64_t T, int64_t N, int64_t K) {
+    spec.laws.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, N, K); }});
+  };
+  law("T1_N1_K1", 1, 1, 1, 1);
+  law("B2_T7_N3_K5", 2, 7, 3, 5);
+  law("T65_N33_K17", 1, 65, 33, 17);
+  law("B3_T63_N2_K300", 3, 63, 2, 300);
+  law("T1_N1100_K3", 1, 1, 1100, 3);
+  law("B2_T600_N5_K3", 2, 600, 5, 3);  // dw is summed in parts
+  const auto bench = [&](const char* label, int64_t B, int64_t T, int64_t N, int64_t K) {
+    spec.bench.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, N, K); }});
+  };
+  bench("4096_N128_K128", 16, 256, 128, 128);
+  bench("4096_N384_K128", 16, 256, 384, 128);
+  bench("4096_N1024_K128", 16, 256, 1024, 128);
+  bench("4096_N128_K512", 16, 256, 128, 512);
+  bench("8192_N256_K256", 8, 1024, 256, 256);
+  bench("8192_N768_K256", 8, 1024, 768, 256);
+  bench("8192_N2048_K256", 8, 1024, 2048, 256);
+  bench("8192_N256_K1024", 8, 1024, 256, 1024);
+  suite.Add(std::move(spec));
+}
+
+}  // namespace weft

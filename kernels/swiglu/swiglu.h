@@ -1,0 +1,42 @@
+#pragma once
+// SwiGLU gate (Shazeer 2020, section 2; arXiv:2002.05202):
+//
+//   y = silu(gate) up,   silu(x) = x / (1 + e^-x)
+//
+// gate and up are the two halves of one projection. Rows may be strided.
+
+#include "kernels/base/op.h"
+
+namespace weft {
+
+struct SwigluFwd {
+  TensorView gate_up;  // [..., 2F]  gate first, then up
+  TensorView y;        // [..., F]
+
+  template <class Self, class V>
+  static void Visit(Self& s, V&& v) {
+    v.In("gate_up", s.gate_up);
+    v.Out("y", s.y);
+  }
+  void Check() const;
+  double Flops() const { return 5.0 * static_cast<double>(y.size()); }
+};
+
+struct SwigluBwd {
+  SwigluFwd fwd;
+  TensorView dy;  // [..., F]
+  Grad dgate_up;
+
+  template <class Self, class V>
+  static void Visit(Self& s, V&& v) {
+    v.Upstream("dy", s.dy, s.fwd.y);
+    v.Grad("dgate_up", s.dgate_up, s.fwd.gate_up);
+  }
+  void Check() const;
+  double Flops() const { return 11.0 * static_cast<double>(dy.size()); }
+};
+
+void Run(CpuStream&, const SwigluFwd&);
+void Run(CpuStream&, const SwigluBwd&);
+
+}  // namespace weft
