@@ -1,0 +1,71 @@
+#include <cmath>
+
+#include "kernels/attention/attention_ref.h"
+#include "kernels/base/op_spec.h"
+
+namespace weft {
+namespace {
+
+struct Sizes {
+  int64_t B, Tq, Tk, H, Hkv, K, V;
+};
+
+AttentionFwd Make(CaseMaker& make, const Sizes& s, int64_t window = 0, std::vector<double> doc_start = {}) {
+  AttentionFwd f{.scale = 1 / std::sqrt(static_cast<double>(s.K)), .window = window};
+  f.q = make.In("q", {s.B, s.Tq, s.H, s.K});
+  f.k = make.In("k", {s.B, s.Tk, s.Hkv, s.K});
+  f.v = make.In("v", {s.B, s.Tk, s.Hkv, s.V});
+  if (!doc_start.empty()) f.doc_start = make.Int("doc_start", {s.B, s.Tk}, Values(std::move(doc_start)));
+  f.y = make.Out("y", {s.B, s.Tq, s.H, s.V});
+  f.lse = make.Out("lse", {s.B, s.H, s.Tq});
+  return f;
+}
+
+// Documents of these lengths, repeated over the batch rows, whose total length is T.
+std::vector<double> Documents(int64_t B, int64_t T, const std::vector<int64_t>& lengths) {
+  std::vector<double> start;
+  for (int64_t b = 0; b < B; ++b) {
+    int64_t at = 0;
+    for (size_t d = 0; at < T; ++d) {
+      const int64_t length = std::min(T - at, lengths[d % lengths.size()]);
+      start.insert(start.end(), static_cast<size_t>(length), static_cast<double>(at));
+      at += length;
+    }
+  }
+  return start;
+}
+
+}  // namespace
+
+void AddOp_attention(OpSuite& suite) {
+  OpSpec<AttentionFwd, AttentionBwd> spec{.name = "attention",
+                                          .reference_f64 = AttentionRef<double>,
+                                          .reference_complex = AttentionRef<std::complex<double>>};
+  const auto law = [&](const char* label, Sizes s, int64_t window = 0, std::vector<int64_t> lengths = {}) {
+    spec.laws.push_back({label, [=](CaseMaker& make) {
+                           return Make(make, s, window, lengths.empty() ? std::vector<double>{} : Documents(s.B, s.Tk, lengths));
+                         }});
+  };
+  law("T2_H1_K1_V1", {1, 2, 2, 1, 1, 1, 1});
+  law("B2_T9_H2_K5_V3", {2, 9, 9, 2, 2, 5, 3});
+  law("T63_K16", {1, 63, 63, 1, 1, 16, 16});
+  law("T65_K33_V18", {1, 65, 65, 1, 1, 33, 18});
+  law("T150_chunks", {1, 150, 150, 1, 1, 4, 4});
+  law("grouped_H6_Hkv2", {2, 17, 17, 6, 2, 8, 4});
+  law("window5_T70", {1, 70, 70, 2, 1, 4, 4}, 5);
+  law("documents_T37", {2, 37, 37, 2, 1, 4, 4}, 0, {1, 1, 7, 9});
+  law("documents_window_T140", {1, 140, 140, 1, 1, 4, 4}, 40, {70, 1, 33, 40});
+  law("cache_Tq3_Tk70", {1, 3, 70, 2, 1, 4, 4});
+  law("cache_window_Tq9_Tk70", {1, 9, 70, 1, 1, 4, 4}, 20);
+  const auto bench = [&](const char* label, Sizes s, int64_t window = 0, std::vector<int64_t> lengths = {}) {
+    spec.bench.push_back({label, [=](CaseMaker& make) {
+                            return Make(make, s, window, lengths.empty() ? std::vector<double>{} : Documents(s.B, s.Tk, lengths));
+                          }});
+  };
+  bench("B16_T256_H4_K32", {16, 256, 256, 4, 4, 32, 32});
+  bench("B8_T1024_H4_K64", {8, 1024, 1024, 4, 4, 64, 64});
+  bench("documents_B8_T1024_H4_K64", {8, 1024, 1024, 4, 4, 64, 64}, 0, {100, 300, 17, 200});
+  suite.Add(std::move(spec));
+}
+
+}  // namespace weft
