@@ -95,7 +95,7 @@ void LoadTransposed(const TokenRows<const T>& x, const Block& block, int64_t wid
   for (int64_t c = 0; c < width; c += C) {
     Lanes<T> r[C];
     Unroll<C>([&](auto i) WEFT_INLINE { r[i] = i < block.count ? Load(x(block.begin + i) + c, width - c) : Lanes<T>{}; });
-    Transpose<T>(r);
+    Transpose(r);
     Unroll<C>([&](auto i) WEFT_INLINE { Store(out + (c + i) * C, r[i]); });
   }
 }
@@ -174,7 +174,7 @@ void ForwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>&
     });
   });
   if constexpr (kResiduals) {
-    Transpose<T>(r);
+    Transpose(r);
     Unroll<C>([&](auto i) WEFT_INLINE { Store(rT + (c + i) * C, r[i]); });
   } else {
     Unroll<2>([&](auto half) WEFT_INLINE {
@@ -339,7 +339,7 @@ void BackwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>
       dy[i] = i < block.count ? Load(grads.dy(block.begin + i) + c, n) : Lanes<T>{};
       Store(scratch.dy + i * in.Vp + c, dy[i]);
     });
-    Transpose<T>(dy);
+    Transpose(dy);
     Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.dyT + (c + i) * C, dy[i]); });
   }
   Lanes<T> du[C] = {};
@@ -362,7 +362,7 @@ void BackwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>
     Store(scratch.dr + i * in.Vp + c, dr);
     if (i < block.count) Store(grads.dv(block.begin + i) + c, dr, n, grads.add_v);
   });
-  Transpose<T>(du);
+  Transpose(du);
   Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.duT + (c + i) * C, du[i]); });
 }
 
@@ -378,7 +378,7 @@ void StoreTransposed(const T* xT, const Block& block, int64_t width, const Token
   for (int64_t c = 0; c < width; c += C) {
     Lanes<T> r[C];
     Unroll<C>([&](auto i) WEFT_INLINE { r[i] = Load(xT + (c + i) * C); });
-    Transpose<T>(r);
+    Transpose(r);
     Unroll<C>([&](auto i) WEFT_INLINE {
       if (i < block.count) Store(out(block.begin + i) + c, r[i], width - c, accumulate);
     });
@@ -405,14 +405,14 @@ void BackwardBlock(const Inputs<T>& in, const Block& block, const BlockForward<T
     m[i] = StrictlyLower<T>(i, m[i]);
     Store(scratch.x + i * C, m[i]);
   });
-  Transpose<T>(m);
+  Transpose(m);
   Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.xT + i * C, m[i]); });
   Gram(scratch.duT, forward.rT, in.V, m);
   Unroll<C>([&](auto i) WEFT_INLINE {
     m[i] = StrictlyLower<T>(i, m[i] * Load(keys.decay + i * C) * beta * keys.beta[i]);
     Store(scratch.r + i * C, m[i]);
   });
-  Transpose<T>(m);
+  Transpose(m);
   Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.rT + i * C, m[i]); });
 
   // The part of dk from what k_i reads, and the part from what it writes, act oppositely on the gates. The diagonal of

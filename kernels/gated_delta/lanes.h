@@ -24,7 +24,6 @@ template <>
 struct LanesOf<double> {
   typedef double type __attribute__((vector_size(128)));
   typedef double half __attribute__((vector_size(64)));
-  typedef int64_t index __attribute__((vector_size(128)));
   typedef double unaligned __attribute__((vector_size(128), aligned(8), may_alias));
   typedef double unaligned_half __attribute__((vector_size(64), aligned(8), may_alias));
 };
@@ -83,25 +82,31 @@ WEFT_INLINE inline void Store(T* p, const Lanes<T>& x, int64_t n, bool accumulat
 }
 
 // Transposes the 16 x 16 matrix of rows r: exchanges off-diagonal blocks of 8, 4, 2 and 1.
-template <class T>
-WEFT_INLINE inline void Transpose(Lanes<T> (&r)[kLanes]) {
-  using Index = typename LanesOf<T>::index;
+WEFT_INLINE inline void Transpose(Lanes<float> (&r)[kLanes]) {
   Unroll<4>([&](auto level) WEFT_INLINE {
     constexpr int kStep = 8 >> level;
-    constexpr auto kMask = [](int shift) {
-      Index mask{};
-      for (int l = 0; l < kLanes; ++l) mask[l] = (l & kStep) ? kLanes + l - (shift ? 0 : kStep) : l + (shift ? kStep : 0);
-      return mask;
-    };
-    const Index low = kMask(0), high = kMask(1);
+    LanesOf<float>::index low{}, high{};
+    for (int l = 0; l < kLanes; ++l) {
+      low[l] = (l & kStep) ? kLanes + l - kStep : l;
+      high[l] = (l & kStep) ? kLanes + l : l + kStep;
+    }
     Unroll<kLanes>([&](auto i) WEFT_INLINE {
       if constexpr ((i & kStep) == 0) {
-        const Lanes<T> a = r[i], b = r[i + kStep];
+        const Lanes<float> a = r[i], b = r[i + kStep];
         r[i] = __builtin_shuffle(a, b, low);
         r[i + kStep] = __builtin_shuffle(a, b, high);
       }
     });
   });
+}
+inline void Transpose(Lanes<double> (&r)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const double x = r[i][j];
+      r[i][j] = r[j][i];
+      r[j][i] = x;
+    }
+  }
 }
 
 // 1 in lane i, 0 elsewhere.
