@@ -1,0 +1,80 @@
+#pragma once
+// Gated delta rule: one state matrix per head that decays, forgets what a key held, and writes (Yang, Kautz, Hatamizadeh
+// 2024, eq. 10; arXiv:2412.06464). With a_t = exp(log_a_t):
+//
+//   S_t = a_t S_{t-1} + k_t u_t^T        [K, V]
+//   u_t = beta_t (v_t - a_t S_{t-1}^T k_t)
+//   y_t = scale S_t^T q_t
+//
+// log_a <= 0. beta in [0, 1], or [0, 2] for negative eigenvalues. The state stays bounded only for |k_t| <= 1: the caller
+// normalises keys. No exponential of a positive number is ever taken, so any decay down to log_a = -infinity is exact.
+//
+// Documents: doc_start(b, t) is the index of the first token of t's document. A token with doc_start = 0 continues from
+// `initial`; a document that starts at t > 0 starts from zero. final_state is the state after the last token.
+//
+// q, k, v, beta, log_a may be slices of one buffer: only the last dimension has to be dense.
+// gated_delta.md derives the chunked algorithm.
+
+#include "kernels/base/op.h"
+
+namespace weft {
+
+// The forward saves the state before every kGatedDeltaChunk-th token; the backward recomputes the states between.
+inline constexpr int64_t kGatedDeltaChunk = 64;
+inline constexpr int64_t GatedDeltaChunks(int64_t T) { return (T + kGatedDeltaChunk - 1) / kGatedDeltaChunk; }
+
+struct GatedDeltaFwd {
+  TensorView q, k;         // [B, T, H, K]
+  TensorView v;            // [B, T, H, V]
+  TensorView beta, log_a;  // [B, T, H]
+  TensorView doc_start;    // i32 [B, T], optional
+  TensorView initial;      // [B, H, K, V], optional: zero
+  TensorView y;            // [B, T, H, V]
+  TensorView final_state;  // [B, H, K, V], optional; may be the memory of `initial`
+  TensorView states;       // saved [B, GatedDeltaChunks(T), H, K * V]; left out when no backward will run
+  double scale = 1;
+
+  template <class Self, class Visitor>
+  static void Visit(Self& s, Visitor&& visit) {
+    visit.In("q", s.q);
+    visit.In("k", s.k);
+    visit.In("v", s.v);
+    visit.In("beta", s.beta);
+    visit.In("log_a", s.log_a);
+    visit.In("doc_start", s.doc_start);
+    visit.In("initial", s.initial);
+    visit.Out("y", s.y);
+    visit.Out("final_state", s.final_state);
+    visit.Saved("states", s.states);
+  }
+  void Check() const;
+  // Of the recurrence: S^T k, k u^T and S^T q. What a chunked algorithm adds is overhead, not work.
+  double Flops() const { return 6.0 * static_cast<double>(k.size() * v.dim(-1)); }
+};
+
+struct GatedDeltaBwd {
+  GatedDeltaFwd fwd;
+  TensorView dy;      // [B, T, H, V]
+  TensorView dfinal;  // [B, H, K, V], optional: zero
+  Grad dq, dk, dv, dbeta, dlog_a;
+  Grad dinitial;  // optional
+
+  template <class Self, class Visitor>
+  static void Visit(Self& s, Visitor&& visit) {
+    visit.Upstream("dy", s.dy, s.fwd.y);
+    visit.Upstream("dfinal", s.dfinal, s.fwd.final_state);
+    visit.Grad("dq", s.dq, s.fwd.q);
+    visit.Grad("dk", s.dk, s.fwd.k);
+    visit.Grad("dv", s.dv, s.fwd.v);
+    visit.Grad("dbeta", s.dbeta, s.fwd.beta);
+    visit.Grad("dlog_a", s.dlog_a, s.fwd.log_a);
+    visit.Grad("dinitial", s.dinitial, s.fwd.initial);
+  }
+  void Check() const;
+  double Flops() const { return 2 * fwd.Flops(); }
+};
+
+void Run(CpuStream&, const GatedDeltaFwd&);
+void Run(CpuStream&, const GatedDeltaBwd&);
+
+}  // namespace weft
