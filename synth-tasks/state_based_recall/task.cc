@@ -4,7 +4,7 @@
 //   bits = [0, 1, 1, 0]              n bits, uniform
 //   a, b, c, d, e = 2, 0, 3, 3, 1    five pointers, uniform on 0..n-1
 //   a, c = c, a                      n such lines, uniform transpositions
-//   assert bits[a] == 1
+//   assert bits[a] == 0
 //
 // Training samples assert a random variable after every k updates, k uniform on the powers of 2 up
 // to n, but not after the last update; a part of them, `strict_fraction`, has no such assertions,
