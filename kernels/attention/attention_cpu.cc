@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <limits>
 #include <memory>
 #include <type_traits>
@@ -31,16 +30,15 @@ constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
 template <class T>
 constexpr int64_t kPanel = 2 * kLanes<T>;  // keys of one tile of scores
 
-struct alignas(64) CacheLine {
-  std::byte bytes[64];
-};
-
 template <class T>
 struct VectorOf {
-  typedef T Type __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef T Type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
 };
 template <class T>
 using Vector = typename VectorOf<T>::Type;
+
+template <class T>  // indices of a shuffle
+using Lanes = Vector<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
 
 template <class T>
 Vector<T>& At(T* p) {
@@ -58,20 +56,27 @@ constexpr int64_t RoundDown(int64_t n, int64_t to) { return n / to * to; }
 template <bool kTransposed, int kWide, class T>
 void Tile(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc, bool add) {
   Vector<T> sum[kRows][kWide];
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int w = 0; w < kWide; ++w) sum[r][w] = add ? At(c + r * ldc + w * kLanes<T>) : Vector<T>{};
   }
   for (int64_t d = 0; d < depth; ++d) {
     Vector<T> right[kWide];
+#pragma GCC unroll 8
     for (int w = 0; w < kWide; ++w) right[w] = At(b + w * kLanes<T>);
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const T left = a[kTransposed ? r : r * lda];
+#pragma GCC unroll 8
       for (int w = 0; w < kWide; ++w) sum[r][w] += left * right[w];
     }
     a += kTransposed ? lda : 1;
     b += ldb;
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int w = 0; w < kWide; ++w) At(c + r * ldc + w * kLanes<T>) = sum[r][w];
   }
 }
@@ -96,10 +101,10 @@ void Scores(int64_t begin, int64_t end, int64_t depth, const T* a, int64_t lda, 
 // to[n, width rounded up to whole vectors] = scale * from[n, width], zeros behind; then zero rows up to `rows`.
 template <class T>
 void PackRows(const T* from, int64_t stride, int64_t n, int64_t width, T scale, T* to, int64_t rows) {
-  const int64_t padded = RoundUp(width, kLanes<T>);
+  const int64_t padded = RoundUp(width, kLanes<T>), whole = RoundDown(width, kLanes<T>);
   for (int64_t i = 0; i < n; ++i, from += stride, to += padded) {
-    for (int64_t c = 0; c < width; ++c) to[c] = scale * from[c];
-    std::fill(to + width, to + padded, T{0});
+    for (int64_t c = 0; c < whole; c += kLanes<T>) At(to + c) = scale * At(from + c);
+    for (int64_t c = whole; c < padded; ++c) to[c] = c < width ? scale * from[c] : T{0};
   }
   std::fill_n(to, (rows - n) * padded, T{0});
 }
@@ -108,8 +113,7 @@ void PackRows(const T* from, int64_t stride, int64_t n, int64_t width, T scale, 
 template <class T, int kStep = 1>
 void Transpose(Vector<T> (&m)[kLanes<T>]) {
   if constexpr (kStep < kLanes<T>) {
-    using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-    typename VectorOf<Index>::Type low, high;
+    Lanes<T> low, high;
     for (int l = 0; l < kLanes<T>; ++l) {
       low[l] = (l & kStep) ? static_cast<int>(kLanes<T>) + l - kStep : l;
       high[l] = (l & kStep) ? static_cast<int>(kLanes<T>) + l : l + kStep;
@@ -204,20 +208,43 @@ void Mask(T* s, int64_t begin, int64_t end, int64_t first, int64_t last) {
   std::fill(s + std::clamp<int64_t>(last + 1 - begin, 0, end - begin), s + (end - begin), kNone);
 }
 
+// Combines all lanes as a balanced tree.
+template <class T, int kStep = kLanes<T> / 2, class F>
+T Reduce(Vector<T> v, F&& f) {
+  if constexpr (kStep == 0) {
+    return v[0];
+  } else {
+    Lanes<T> other;
+    for (int l = 0; l < kLanes<T>; ++l) other[l] = l ^ kStep;
+    return Reduce<T, kStep / 2>(f(v, __builtin_shuffle(v, other)), f);
+  }
+}
+
+template <class T>
+Vector<T> Larger(Vector<T> a, Vector<T> b) {
+  return a > b ? a : b;  // b if it is NaN
+}
+
+// s[n] becomes e^(s - shift), and 0 where that would come near the subnormal numbers, which are slow. s <= shift.
+template <class T>
+void Weights(T* s, int64_t n, T shift) {
+  constexpr T kLeast = sizeof(T) == 4 ? -87 : -708;
+  const T least = Exp(kLeast);
+  for (int64_t j = 0; j < n; j += kLanes<T>) At(s + j) = Larger<T>(Vector<T>{} + kLeast, At(s + j) - shift);
+#pragma omp simd simdlen(kLanes<T>)
+  for (int64_t j = 0; j < n; ++j) s[j] = Exp(s[j]);
+  for (int64_t j = 0; j < n; j += kLanes<T>) At(s + j) = At(s + j) <= least ? Vector<T>{} : At(s + j);
+}
+
 // s[n] becomes e^(s - max s); returns the maximum and the sum.
 template <class T>
 std::pair<T, T> Softmax(T* s, int64_t n) {
-  Vector<T> largest = At(s);
-  for (int64_t j = kLanes<T>; j < n; j += kLanes<T>) largest = At(s + j) > largest ? At(s + j) : largest;
-  T most = largest[0];
-  for (int l = 1; l < kLanes<T>; ++l) most = std::max(most, largest[l]);
-#pragma omp simd simdlen(kLanes<T>)
-  for (int64_t j = 0; j < n; ++j) s[j] = Exp(s[j] - most);
-  Vector<T> sums{};
-  for (int64_t j = 0; j < n; j += kLanes<T>) sums += At(s + j);
-  T sum = sums[0];
-  for (int l = 1; l < kLanes<T>; ++l) sum += sums[l];
-  return {most, sum};
+  Vector<T> largest = At(s), sum{};
+  for (int64_t j = kLanes<T>; j < n; j += kLanes<T>) largest = Larger<T>(At(s + j), largest);
+  const T most = Reduce<T>(largest, Larger<T>);
+  Weights(s, n, most);
+  for (int64_t j = 0; j < n; j += kLanes<T>) sum += At(s + j);
+  return {most, Reduce<T>(sum, [](Vector<T> a, Vector<T> b) { return a + b; })};
 }
 
 template <class T>
@@ -299,15 +326,15 @@ void Backward(CpuStream& stream, const AttentionBwd& bwd) {
     }
   };
   // With one chunk its sums are collected at once, out of the worker's scratch.
-  std::unique_ptr<CacheLine[]> memory;
+  std::unique_ptr<T[]> memory;
   if (items.chunks > 1) {
     int64_t size = 0;
     for (int64_t index = 0; index < items.count(); ++index) {
       const Item item(items, f, kPanel<T>, index);
       size += (item.keys_end - item.keys_begin) * width;
     }
-    memory = std::make_unique_for_overwrite<CacheLine[]>(static_cast<size_t>(size) * sizeof(T) / sizeof(CacheLine) + 1);
-    T* next = reinterpret_cast<T*>(memory.get());
+    memory = std::make_unique_for_overwrite<T[]>(static_cast<size_t>(size));
+    T* next = memory.get();
     for (int64_t index = 0; index < items.count(); ++index) {
       const Item item(items, f, kPanel<T>, index);
       parts[static_cast<size_t>(item.chunk * pairs + item.pair)].sums = next;
@@ -377,11 +404,8 @@ void Backward(CpuStream& stream, const AttentionBwd& bwd) {
               }
               Mask(pr, from, to, visible.First(i), visible.Last(i));
               const T log_sum = lse(item.b, h, i), mean = dot[i - i0];
-#pragma omp simd simdlen(kLanes<T>)
-              for (int64_t j = 0; j < to - from; ++j) {
-                pr[j] = Exp(pr[j] - log_sum);
-                dsr[j] = pr[j] * (dsr[j] - mean);
-              }
+              Weights(pr, to - from, log_sum);
+              for (int64_t j = 0; j < to - from; j += kLanes<T>) At(dsr + j) = At(pr + j) * (At(dsr + j) - mean);
             }
             Strip<false>(Kp, j_end - j_first, ds_strip + j_first - from, kStride, k_rows + (j_first - base) * Kp, Kp,
                          sum_dq + t * kRows * Kp, Kp, true);
