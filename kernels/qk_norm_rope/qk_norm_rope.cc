@@ -15,7 +15,8 @@ void QkNormRopeFwd::Check() const {
   CheckDense(kOp, "y", y);
   CheckDType(kOp, "y", y, x.dtype());
   if (norm == QkNorm::kNone) {
-    weft::Check(!w.defined() && !rstd.defined(), kOp, ": w and rstd are given, expected neither without a norm");
+    weft::Check(!w.defined() && !rstd.defined(), kOp,
+                ": w and rstd are given, expected neither without a norm");
   } else {
     const bool head = norm == QkNorm::kHead;
     CheckShape(kOp, "w", w, {head ? K : H * K});
@@ -24,8 +25,10 @@ void QkNormRopeFwd::Check() const {
     head ? CheckShape(kOp, "rstd", rstd, {B, T, H}) : CheckShape(kOp, "rstd", rstd, {B, T});
     CheckDType(kOp, "rstd", rstd, x.dtype());
   }
-  weft::Check(theta == 0 || theta > 1, kOp, ": theta is ", theta, ", expected more than 1, or 0 for no rotation");
-  weft::Check(theta == 0 || K % 2 == 0, kOp, ": the head dimension is ", K, ", expected an even number to rotate");
+  weft::Check(theta == 0 || theta > 1, kOp, ": theta is ", theta,
+              ", expected more than 1, or 0 for no rotation");
+  weft::Check(theta == 0 || K % 2 == 0, kOp, ": the head dimension is ", K,
+              ", expected an even number to rotate");
   weft::Check(offset >= 0, kOp, ": offset is ", offset, ", expected a position, >= 0");
 }
 

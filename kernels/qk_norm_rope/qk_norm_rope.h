@@ -1,12 +1,14 @@
 #pragma once
-// What stands between a query or key projection and attention: an optional RMSNorm, then optional rotary positions
-// (RMSNorm: arXiv:1910.07467; QK-norm: arXiv:2302.05442; RoPE: Su et al. 2021, eq. 15 and 34, arXiv:2104.09864).
+// What stands between a query or key projection and attention: an optional RMSNorm, then optional
+// rotary positions (RMSNorm: arXiv:1910.07467; QK-norm: arXiv:2302.05442; RoPE: Su et al. 2021, eq.
+// 15 and 34, arXiv:2104.09864).
 //
 //   kNone  n = x
 //   kHead  n = x rstd w,   rstd[b, t, h] = (mean_k x^2 + eps)^(-1/2)
-//   kFull  n = x rstd w,   rstd[b, t] = (mean_{h, k} x^2 + eps)^(-1/2)       (before the split into heads, as in Olmo)
-//   theta = 0: y = n;  otherwise, with angle = (offset + t) theta^(-2i/K) for i < K/2, in the half-split convention
-//   y_i = n_i cos - n_{i + K/2} sin,   y_{i + K/2} = n_{i + K/2} cos + n_i sin
+//   kFull  n = x rstd w,   rstd[b, t] = (mean_{h, k} x^2 + eps)^(-1/2)       (before the split into
+//   heads, as in Olmo) theta = 0: y = n;  otherwise, with angle = (offset + t) theta^(-2i/K) for i
+//   < K/2, in the half-split convention y_i = n_i cos - n_{i + K/2} sin,   y_{i + K/2} = n_{i +
+//   K/2} cos + n_i sin
 //
 // The bits of y[b, t] depend on x[b, t] and the position alone.
 
@@ -35,7 +37,8 @@ struct QkNormRopeFwd {
   }
   void Check() const;
   double Flops() const {
-    return ((norm == QkNorm::kNone ? 0. : 4.) + (theta > 0 ? 3. : 0.)) * static_cast<double>(x.size());
+    return ((norm == QkNorm::kNone ? 0. : 4.) + (theta > 0 ? 3. : 0.)) *
+           static_cast<double>(x.size());
   }
 };
 
@@ -52,7 +55,8 @@ struct QkNormRopeBwd {
   }
   void Check() const;
   double Flops() const {
-    return ((fwd.norm == QkNorm::kNone ? 0. : 8.) + (fwd.theta > 0 ? 3. : 0.)) * static_cast<double>(dy.size());
+    return ((fwd.norm == QkNorm::kNone ? 0. : 8.) + (fwd.theta > 0 ? 3. : 0.)) *
+           static_cast<double>(dy.size());
   }
 };
 

@@ -10,8 +10,9 @@ namespace {
 
 constexpr int64_t kPositions = 32, kBatchRows = 8;  // of one work item
 
-// cos and sin of every position of a block that starts at a multiple of kPositions. Angles are added, in double: one
-// sine per frequency and block instead of one per frequency and position, which would cost more than the rest.
+// cos and sin of every position of a block that starts at a multiple of kPositions. Angles are
+// added, in double: one sine per frequency and block instead of one per frequency and position,
+// which would cost more than the rest.
 class Rotations {
  public:
   Rotations(double theta, int64_t K) : half_(theta > 0 ? K / 2 : 0) {
@@ -30,7 +31,8 @@ class Rotations {
   template <class T>
   void Block(int64_t block, T* cos, T* sin) const {
     for (int64_t i = 0; i < half_; ++i) {
-      const auto start = std::polar(1., static_cast<double>(block * kPositions) * frequency_[At(0, i)]);
+      const auto start =
+          std::polar(1., static_cast<double>(block * kPositions) * frequency_[At(0, i)]);
       for (int64_t p = 0; p < kPositions; ++p) {
         const auto value = Product(start, within_[At(p, i)]);
         cos[p * half_ + i] = static_cast<T>(value.real());
@@ -51,12 +53,16 @@ class Rotations {
   std::vector<Complex> within_;
 };
 
-// Work items: a block of positions, aligned to absolute multiples of kPositions, times a few batch rows.
+// Work items: a block of positions, aligned to absolute multiples of kPositions, times a few batch
+// rows.
 struct Blocks {
   int64_t B, T, offset, first, per_batch, batches;
 
   explicit Blocks(const QkNormRopeFwd& f)
-      : B(f.x.dim(0)), T(f.x.dim(1)), offset(f.offset), first(offset / kPositions),
+      : B(f.x.dim(0)),
+        T(f.x.dim(1)),
+        offset(f.offset),
+        first(offset / kPositions),
         per_batch(T > 0 ? (offset + T - 1) / kPositions - first + 1 : 0),
         batches((B + kBatchRows - 1) / kBatchRows) {}
   int64_t count() const { return per_batch * batches; }
@@ -66,7 +72,8 @@ struct Blocks {
   void ForRows(int64_t index, F&& row) const {
     const int64_t start = Block(index) * kPositions - offset, b0 = index / per_batch * kBatchRows;
     for (int64_t b = b0; b < std::min(B, b0 + kBatchRows); ++b) {
-      for (int64_t t = std::max<int64_t>(0, start); t < std::min(T, start + kPositions); ++t) row(b, t, t - start);
+      for (int64_t t = std::max<int64_t>(0, start); t < std::min(T, start + kPositions); ++t)
+        row(b, t, t - start);
     }
   }
   int64_t Block(int64_t index) const { return first + index % per_batch; }
@@ -128,7 +135,8 @@ void Forward(CpuStream& stream, const QkNormRopeFwd& f) {
   });
 }
 
-// With g = R^T dy (R is the rotation) and n = x rstd:  dx = rstd (g w - n mean(n g w)),  dw = sum_rows n g.
+// With g = R^T dy (R is the rotation) and n = x rstd:  dx = rstd (g w - n mean(n g w)),  dw =
+// sum_rows n g.
 template <class T>
 void Backward(CpuStream& stream, const QkNormRopeBwd& bwd) {
   const QkNormRopeFwd& f = bwd.fwd;
@@ -142,7 +150,8 @@ void Backward(CpuStream& stream, const QkNormRopeBwd& bwd) {
   const int64_t width = head || full ? f.w.dim(0) : 0;
   const Rotations rotations(f.theta, K);
   const Blocks blocks(f);
-  std::vector<T> partial(static_cast<size_t>(blocks.count() * width));  // dw of each item, summed in order
+  std::vector<T> partial(
+      static_cast<size_t>(blocks.count() * width));  // dw of each item, summed in order
   stream.ParallelFor(blocks.count(), [&](int64_t index, Worker& worker) {
     T* cos = worker.Alloc<T>(kPositions * half);
     T* sin = worker.Alloc<T>(kPositions * half);
@@ -197,7 +206,8 @@ void Backward(CpuStream& stream, const QkNormRopeBwd& bwd) {
   });
   for (int64_t i = 0; i < width; ++i) {
     T total = 0;
-    for (int64_t item = 0; item < blocks.count(); ++item) total += partial[static_cast<size_t>(item * width + i)];
+    for (int64_t item = 0; item < blocks.count(); ++item)
+      total += partial[static_cast<size_t>(item * width + i)];
     Put(bwd.dw.template Data<T>()[i], total, bwd.dw.accumulate);
   }
 }

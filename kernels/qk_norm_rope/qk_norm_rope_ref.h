@@ -26,7 +26,8 @@ void QkNormRopeRef(const QkNormRopeFwd& f) {
       for (int64_t h = 0; h < H; ++h) all += squares(b, t, h);
       for (int64_t h = 0; h < H; ++h) {
         const bool full = f.norm == QkNorm::kFull;
-        const T mean = full ? all / T(static_cast<double>(H * K)) : squares(b, t, h) / T(static_cast<double>(K));
+        const T mean = full ? all / T(static_cast<double>(H * K))
+                            : squares(b, t, h) / T(static_cast<double>(K));
         const T rstd = T(1) / sqrt(mean + T(f.eps));
         for (int64_t k = 0; k < K; ++k) {
           T& value = n[static_cast<size_t>(k)] = x(b, t, h, k);
@@ -38,10 +39,13 @@ void QkNormRopeRef(const QkNormRopeFwd& f) {
             continue;
           }
           const int64_t half = K / 2, i = k % half;
-          const double angle = static_cast<double>(f.offset + t) *
-                               std::pow(f.theta, -2 * static_cast<double>(i) / static_cast<double>(K));
-          const T rotated = k < half ? -n[static_cast<size_t>(k + half)] : n[static_cast<size_t>(k - half)];
-          y(b, t, h, k) = n[static_cast<size_t>(k)] * T(std::cos(angle)) + rotated * T(std::sin(angle));
+          const double angle =
+              static_cast<double>(f.offset + t) *
+              std::pow(f.theta, -2 * static_cast<double>(i) / static_cast<double>(K));
+          const T rotated =
+              k < half ? -n[static_cast<size_t>(k + half)] : n[static_cast<size_t>(k - half)];
+          y(b, t, h, k) =
+              n[static_cast<size_t>(k)] * T(std::cos(angle)) + rotated * T(std::sin(angle));
         }
       }
     }
