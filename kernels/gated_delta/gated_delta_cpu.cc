@@ -81,15 +81,23 @@ template <class T>
 struct Inputs {
   Inputs(const GatedDeltaFwd& f, int64_t b, int64_t h)
       : q(f.q.As<const T, 4>(), b, h), k(f.k.As<const T, 4>(), b, h), v(f.v.As<const T, 4>(), b, h),
-        beta(f.beta.As<const T, 3>(), b, h), log_a(f.log_a.As<const T, 3>(), b, h), K(f.k.dim(3)), V(f.v.dim(3)),
+        beta(f.beta.As<const T, 3>(), b, h), log_a(f.log_a.As<const T, 3>(), b, h), L(f.k.dim(1)), K(f.k.dim(3)), V(f.v.dim(3)),
         Kp(RoundUp(K, kRows)), Vp(RoundUp(V, C)), scale(static_cast<T>(f.scale)) {}
   TokenRows<const T> q, k, v;
   TokenScalars<const T> beta, log_a;
-  int64_t K, V, Kp, Vp;  // Kp, Vp: with padding, as states are held in scratch
+  int64_t L, K, V, Kp, Vp;  // Kp, Vp: with padding, as states are held in scratch
   T scale;
 };
 
-// Rows of x (K wide, at most 16) as columns: lanes over tokens.
+// Asks for the rows of the 16 tokens from t on: the stride from token to token is too long for hardware prefetchers.
+template <class T>
+void Prefetch(const TokenRows<const T>& x, int64_t t, int64_t width) {
+  for (int i = 0; i < C; ++i) {
+    for (int64_t c = 0; c < width; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(x(t + i) + c);
+  }
+}
+
+// Rows of x (at most 16) as columns: lanes over tokens.
 template <class T>
 void LoadTransposed(const TokenRows<const T>& x, const Block& block, int64_t width, T* out) {
   for (int64_t c = 0; c < width; c += C) {
@@ -134,6 +142,12 @@ void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
   Store(keys.to_end, row);
   keys.whole = product;
 
+  const int64_t next = block.begin + block.count;
+  if (next < in.L) {
+    Prefetch(in.k, next, in.K);
+    Prefetch(in.q, next, in.K);
+    Prefetch(in.v, next, in.V);
+  }
   LoadTransposed(in.k, block, in.K, keys.kT);
   LoadTransposed(in.q, block, in.K, keys.qT);
   const Lanes<T> from_start = Load(keys.from_start), to_end = Load(keys.to_end), q_scale = from_start * in.scale;
@@ -155,14 +169,14 @@ void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
 // Sixteen value columns of one block, from column c: the residuals r_i = v_i - (what the state holds for k_i), the rows
 // u_i = beta_i r_i that are written, the outputs and the new state. With kResiduals it stores r (transposed) instead of y.
 template <bool kResiduals, class T>
-void ForwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>& keys, int64_t c, T* state,
+void ForwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> keys, int64_t c, T* state,
                     const TokenRows<T>& y, T* rT) {
-  const int64_t n = in.V - c;
+  const int64_t n = in.V - c, K = in.K, Kp = in.Kp, Vp = in.Vp;
   T* S = state + c;
   Lanes<T> u[C];
   Unroll<C>([&](auto i) WEFT_INLINE { u[i] = i < block.count ? Load(in.v(block.begin + i) + c, n) : Lanes<T>{}; });
-  for (int64_t d = 0; d < in.K; ++d) {
-    const Lanes<T> s = Load(S + d * in.Vp);
+  for (int64_t d = 0; d < K; ++d) {
+    const Lanes<T> s = Load(S + d * Vp);
     Unroll<C>([&](auto i) WEFT_INLINE { u[i] -= keys.k_from_start[d * C + i] * s; });
   }
   [[maybe_unused]] Lanes<T> r[C];
@@ -180,8 +194,8 @@ void ForwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>&
     Unroll<2>([&](auto half) WEFT_INLINE {
       constexpr int kFirst = half * (C / 2);
       Lanes<T> out[C / 2] = {};
-      for (int64_t d = 0; d < in.K; ++d) {
-        const Lanes<T> s = Load(S + d * in.Vp);
+      for (int64_t d = 0; d < K; ++d) {
+        const Lanes<T> s = Load(S + d * Vp);
         Unroll<C / 2>([&](auto i) WEFT_INLINE { out[i] += keys.q_from_start[d * C + kFirst + i] * s; });
       }
       Unroll<C>([&](auto j) WEFT_INLINE {
@@ -194,13 +208,13 @@ void ForwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>&
       });
     });
   }
-  for (int64_t d = 0; d < in.Kp; d += kRows) {
+  for (int64_t d = 0; d < Kp; d += kRows) {
     Lanes<T> s[kRows];
-    Unroll<kRows>([&](auto i) WEFT_INLINE { s[i] = Load(S + (d + i) * in.Vp) * keys.whole; });
+    Unroll<kRows>([&](auto i) WEFT_INLINE { s[i] = Load(S + (d + i) * Vp) * keys.whole; });
     Unroll<C>([&](auto t) WEFT_INLINE {
       Unroll<kRows>([&](auto i) WEFT_INLINE { s[i] += keys.k_to_end[(d + i) * C + t] * u[t]; });
     });
-    Unroll<kRows>([&](auto i) WEFT_INLINE { Store(S + (d + i) * in.Vp, s[i]); });
+    Unroll<kRows>([&](auto i) WEFT_INLINE { Store(S + (d + i) * Vp, s[i]); });
   }
 }
 
@@ -319,36 +333,37 @@ struct BackwardScratch {
   BackwardScratch(Worker& worker, const Inputs<T>& in) {
     for (T** x : {&dy, &dr, &dyT, &duT}) *x = worker.Alloc<T>(C * in.Vp);
     for (T** x : {&dqT, &dkT}) *x = worker.Alloc<T>(RoundUp(in.K, C) * C);
-    for (T** x : {&x, &xT, &r, &rT}) *x = worker.Alloc<T>(C * C);
+    for (T** x : {&x, &xT, &r, &rT, &pairs}) *x = worker.Alloc<T>(C * C);
   }
   T *dy, *dr;    // [C][Vp]; dr is the gradient of the residuals, hence of v
   T *dyT, *duT;  // [Vp][C]; du is the gradient of the rows written
   T *dqT, *dkT;  // [K][C]
-  T *x, *xT;     // [C][C] gradient of <q_i, k_j>, strictly lower, and its transpose
+  T *x, *xT;     // [C][C] gradient of <q_i, k_j>, and its transpose
   T *r, *rT;     // [C][C] minus that of <k_i, k_j>
+  T* pairs;      // [C][C]
 };
 
 // Sixteen value columns: du_i, dr_i = beta_i du_i, by substitution from the last token to the first.
 template <class T>
-void BackwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>& keys, int64_t c, const T* dstate,
-                     const Gradients<T>& grads, const BackwardScratch<T>& scratch) {
-  const int64_t n = in.V - c;
+void BackwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> keys, int64_t c, const T* dstate,
+                     const Gradients<T> grads, const BackwardScratch<T> scratch) {
+  const int64_t n = in.V - c, Vp = in.Vp;
   {
     Lanes<T> dy[C];
     Unroll<C>([&](auto i) WEFT_INLINE {
       dy[i] = i < block.count ? Load(grads.dy(block.begin + i) + c, n) : Lanes<T>{};
-      Store(scratch.dy + i * in.Vp + c, dy[i]);
+      Store(scratch.dy + i * Vp + c, dy[i]);
     });
     Transpose(dy);
     Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.dyT + (c + i) * C, dy[i]); });
   }
   Lanes<T> du[C] = {};
   for (int64_t d = 0; d < in.K; ++d) {
-    const Lanes<T> ds = Load(dstate + d * in.Vp + c);
+    const Lanes<T> ds = Load(dstate + d * Vp + c);
     Unroll<C>([&](auto i) WEFT_INLINE { du[i] += keys.k_to_end[d * C + i] * ds; });
   }
   Unroll<C>([&](auto i) WEFT_INLINE {
-    const Lanes<T> dy = Load(scratch.dy + i * in.Vp + c);
+    const Lanes<T> dy = Load(scratch.dy + i * Vp + c);
     Unroll<C>([&](auto j) WEFT_INLINE {
       if constexpr (j <= i) du[j] += keys.attends[i * C + j] * dy;
     });
@@ -359,7 +374,7 @@ void BackwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>
     Unroll<C>([&](auto j) WEFT_INLINE {
       if constexpr (j < i) du[j] -= keys.reads[i * C + j] * dr;
     });
-    Store(scratch.dr + i * in.Vp + c, dr);
+    Store(scratch.dr + i * Vp + c, dr);
     if (i < block.count) Store(grads.dv(block.begin + i) + c, dr, n, grads.add_v);
   });
   Transpose(du);
@@ -387,54 +402,63 @@ void StoreTransposed(const T* xT, const Block& block, int64_t width, const Token
 
 // Gradients of one block. dstate: of the state after it, becomes that of the state before it.
 template <class T>
-void BackwardBlock(const Inputs<T>& in, const Block& block, const BlockForward<T>& forward, T* dstate,
-                   const Gradients<T>& grads, const BackwardScratch<T>& scratch) {
-  const BlockKeys<T>& keys = forward.keys;
-  for (int64_t c = 0; c < in.V; c += C) BackwardColumns(in, block, keys, c, dstate, grads, scratch);
+void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T> forward, T* dstate,
+                   const Gradients<T>& grads, const BackwardScratch<T> scratch) {
+  const BlockKeys<T> keys = forward.keys;
+  const int64_t V = in.V, Kp = in.Kp, Vp = in.Vp;
+  for (int64_t c = 0; c < V; c += C) BackwardColumns(in, block, keys, c, dstate, grads, scratch);
 
+  Lanes<T> parts[4] = {};
+  for (int64_t c = 0; c < Vp; c += 4) {
+    Unroll<4>([&](auto i) WEFT_INLINE { parts[i] += Load(forward.rT + (c + i) * C) * Load(scratch.duT + (c + i) * C); });
+  }
+  const Lanes<T> dbeta = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+
+  // With u_j = beta_j r_j:  x(i, j) = scale decay(i, j) <dy_i, u_j>,  r(i, j) = decay(i, j) <dr_i, u_j>.
+  // pairs(i, j): what decay(i, j) does to the loss, times decay(i, j).
   const Lanes<T> beta = Load(keys.beta), from_start = Load(keys.from_start), to_end = Load(keys.to_end);
-  Lanes<T> dbeta{};
-  for (int64_t c = 0; c < in.V; ++c) dbeta += Load(forward.rT + c * C) * Load(scratch.duT + c * C);
-
-  // x(i, j) = scale decay(i, j) <dy_i, u_j>,  r(i, j) = decay(i, j) <dr_i, u_j>;  u_j = beta_j r_j.
-  Lanes<T> m[C], diagonal{};
-  Gram(scratch.dyT, forward.rT, in.V, m);
+  Lanes<T> m[C], pairs[C];
+  Gram(scratch.dyT, forward.rT, V, m);
   Unroll<C>([&](auto i) WEFT_INLINE {
-    m[i] *= Load(keys.decay + i * C) * beta * in.scale;
-    diagonal += Unit<T>(i) * m[i];
-    m[i] = StrictlyLower<T>(i, m[i]);
+    m[i] *= beta;
+    Store(scratch.pairs + i * C, m[i] * Load(keys.attends + i * C));
+    m[i] *= Load(keys.decay + i * C) * in.scale;
     Store(scratch.x + i * C, m[i]);
   });
   Transpose(m);
   Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.xT + i * C, m[i]); });
-  Gram(scratch.duT, forward.rT, in.V, m);
+  Gram(scratch.duT, forward.rT, V, m);
   Unroll<C>([&](auto i) WEFT_INLINE {
-    m[i] = StrictlyLower<T>(i, m[i] * Load(keys.decay + i * C) * beta * keys.beta[i]);
+    m[i] *= beta * keys.beta[i];
+    pairs[i] = Load(scratch.pairs + i * C) - m[i] * Load(keys.reads + i * C);
+    Store(scratch.pairs + i * C, pairs[i]);
+    m[i] = StrictlyLower<T>(i, m[i] * Load(keys.decay + i * C));
     Store(scratch.r + i * C, m[i]);
   });
   Transpose(m);
   Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.rT + i * C, m[i]); });
 
-  // The part of dk from what k_i reads, and the part from what it writes, act oppositely on the gates. The diagonal of
-  // <q_i, k_i> acts on none and comes last.
+  // from_state, to_state: the same for the decay from the state before the block, and to the state after it.
   const Lanes<T> q_scale = from_start * in.scale, read_scale = from_start * beta, write_scale = to_end * beta;
-  Lanes<T> dgate{}, dwhole{}, dot_states{};
-  for (int64_t d = 0; d < in.Kp; d += kRows) {
+  Lanes<T> from_state{}, to_state{}, across{};
+  for (int64_t d = 0; d < Kp; d += kRows) {
     Lanes<T> dq[kRows] = {}, read[kRows] = {}, write[kRows] = {};
-    const T *S = forward.state + d * in.Vp, *dS = dstate + d * in.Vp;
-    for (int64_t c = 0; c < in.V; ++c) {
+    const T *S = forward.state + d * Vp, *dS = dstate + d * Vp;
+    for (int64_t c = 0; c < V; ++c) {
       const Lanes<T> dy = Load(scratch.dyT + c * C), du = Load(scratch.duT + c * C), r = Load(forward.rT + c * C);
       Unroll<kRows>([&](auto i) WEFT_INLINE {
-        dq[i] += S[i * in.Vp + c] * dy;
-        read[i] -= S[i * in.Vp + c] * du;
-        write[i] += dS[i * in.Vp + c] * r;
+        dq[i] += S[i * Vp + c] * dy;
+        read[i] -= S[i * Vp + c] * du;
+        write[i] += dS[i * Vp + c] * r;
       });
     }
     Unroll<kRows>([&](auto i) WEFT_INLINE {
+      const Lanes<T> k = Load(keys.kT + (d + i) * C);
       dq[i] *= q_scale;
       read[i] *= read_scale;
       write[i] *= write_scale;
-      dwhole += Load(keys.kT + (d + i) * C) * write[i];
+      from_state += Load(keys.qT + (d + i) * C) * dq[i] + k * read[i];
+      to_state += k * write[i];
     });
     for (int j = 0; j < C; ++j) {
       const Lanes<T> xT = Load(scratch.xT + j * C), rT = Load(scratch.rT + j * C), x = Load(scratch.x + j * C),
@@ -448,40 +472,49 @@ void BackwardBlock(const Inputs<T>& in, const Block& block, const BlockForward<T
       });
     }
     Unroll<kRows>([&](auto i) WEFT_INLINE {
-      const Lanes<T> k = Load(keys.kT + (d + i) * C), q = Load(keys.qT + (d + i) * C);
-      dgate += q * dq[i] + k * (read[i] - write[i]);
-      Store(scratch.dqT + (d + i) * C, dq[i] + diagonal * k);
-      Store(scratch.dkT + (d + i) * C, read[i] + write[i] + diagonal * q);
+      Store(scratch.dqT + (d + i) * C, dq[i]);
+      Store(scratch.dkT + (d + i) * C, read[i] + write[i]);
     });
   }
   StoreTransposed(scratch.dqT, block, in.K, grads.dq, grads.add_q);
   StoreTransposed(scratch.dkT, block, in.K, grads.dk, grads.add_k);
 
-  for (int64_t c = 0; c < in.Vp; c += C) {
-    for (int64_t d = 0; d < in.Kp; d += kRows) {
+  for (int64_t c = 0; c < Vp; c += C) {
+    for (int64_t d = 0; d < Kp; d += kRows) {
       Lanes<T> ds[kRows];
       Unroll<kRows>([&](auto i) WEFT_INLINE {
-        ds[i] = Load(dstate + (d + i) * in.Vp + c) * keys.whole;
-        dot_states += ds[i] * Load(forward.state + (d + i) * in.Vp + c);
+        ds[i] = Load(dstate + (d + i) * Vp + c) * keys.whole;
+        across += ds[i] * Load(forward.state + (d + i) * Vp + c);
       });
       Unroll<C>([&](auto t) WEFT_INLINE {
-        const Lanes<T> dy = Load(scratch.dy + t * in.Vp + c), dr = Load(scratch.dr + t * in.Vp + c);
+        const Lanes<T> dy = Load(scratch.dy + t * Vp + c), dr = Load(scratch.dr + t * Vp + c);
         Unroll<kRows>([&](auto i) WEFT_INLINE {
           ds[i] += keys.q_from_start[(d + i) * C + t] * dy;
           ds[i] -= keys.k_from_start[(d + i) * C + t] * dr;
         });
       });
-      Unroll<kRows>([&](auto i) WEFT_INLINE { Store(dstate + (d + i) * in.Vp + c, ds[i]); });
+      Unroll<kRows>([&](auto i) WEFT_INLINE { Store(dstate + (d + i) * Vp + c, ds[i]); });
     }
   }
 
-  // log_a_t scales everything that crosses from before t to t or later.
-  T suffix = 0;
-  for (int l = 0; l < C; ++l) suffix += dwhole[l] + dot_states[l];
-  for (int i = block.count - 1; i >= 0; --i) {
-    suffix += dgate[i];
-    Put(grads.dlog_a(block.begin + i), suffix, grads.add_log_a);
+  // log_a_t scales all that crosses from before t to t or later. Adding up just that, instead of differences of sums
+  // over rows and columns, keeps small gradients behind strong decays accurate.
+  Lanes<T> sum{};
+  Unroll<C>([&](auto k) WEFT_INLINE {
+    constexpr int t = C - 1 - k;
+    sum += Load(scratch.pairs + t * C);
+    pairs[t] = StrictlyLower<T>(t, sum);
+  });
+  Transpose(pairs);
+  sum = pairs[0];
+  Unroll<C - 1>([&](auto i) WEFT_INLINE { sum += pairs[i + 1]; });
+  T before = 0, after = 0;
+  for (int l = 0; l < C; ++l) before += across[l];
+  for (int i = block.count - 1; i >= 0; --i) sum[i] += after += from_state[i];
+  for (int i = 0; i < block.count; ++i) {
+    Put(grads.dlog_a(block.begin + i), T{sum[i] + before}, grads.add_log_a);
     Put(grads.dbeta(block.begin + i), T{dbeta[i]}, grads.add_beta);
+    before += to_state[i];
   }
 }
 
