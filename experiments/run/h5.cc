@@ -120,6 +120,7 @@ void WriteAttribute(const Calls& calls, hid_t object, const std::string& name, h
       calls(H5Acreate2(object, name.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT),
             "write attribute", name),
       H5Aclose);
+  if (H5Sget_simple_extent_npoints(space) == 0) return;  // HDF5 refuses to write nothing
   calls(H5Awrite(attribute, type, data), "write attribute", name);
 }
 
@@ -218,12 +219,14 @@ Handle OpenObject(const Calls& calls, hid_t file, const std::string& name) {
   return {calls(H5Oopen(file, name.c_str(), H5P_DEFAULT), "open", name), H5Oclose};
 }
 
-// Through memory, because HDF5's own file locking fails on some parallel file systems.
+// Through memory, because HDF5's own file locking fails on some parallel file systems. HDF5 refuses
+// a file in memory under the name of one on disk.
 Handle OpenForReading(const Calls& calls) {
   std::string bytes = ReadFile(calls.path());
   const Handle access = InMemory(calls);
   calls(H5Pset_file_image(access, bytes.data(), bytes.size()), "read", "file");
-  return {calls(H5Fopen(calls.path().c_str(), H5F_ACC_RDONLY, access), "read", "file"), H5Fclose};
+  const std::string name = TemporaryName(calls.path());
+  return {calls(H5Fopen(name.c_str(), H5F_ACC_RDONLY, access), "read", "file"), H5Fclose};
 }
 
 std::string NameOfMember(hid_t type, unsigned index) {
@@ -248,7 +251,7 @@ Setting::Value ReadValue(const Calls& calls, hid_t attribute, const std::string&
   const bool is_list = H5Sget_simple_extent_ndims(space) > 0;
   const auto size = static_cast<size_t>(H5Sget_simple_extent_npoints(space));
   const auto read = [&](hid_t memory_type, void* data) {
-    calls(H5Aread(attribute, memory_type, data), "read attribute", name);
+    if (size > 0) calls(H5Aread(attribute, memory_type, data), "read attribute", name);
   };
   switch (H5Tget_class(type)) {
     case H5T_ENUM: {
