@@ -105,7 +105,7 @@ void TextSource::Fill(int64_t index, const Row& row) const {
 }
 
 int64_t Permute(uint64_t seed, int64_t epoch, int64_t n, int64_t i) {
-  const int half_bits = std::max(1, (std::bit_width(static_cast<uint64_t>(n - 1)) + 1) / 2);
+  const int half_bits = std::max(1, (static_cast<int>(std::bit_width(static_cast<uint64_t>(n - 1))) + 1) / 2);
   const uint64_t mask = (uint64_t{1} << half_bits) - 1;
   uint64_t x = static_cast<uint64_t>(i);
   do {

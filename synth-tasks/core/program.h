@@ -55,10 +55,8 @@ class SampleWriter {
     sample.Clear();
   }
   void Put(int32_t token) { Push(token, learn_all_ ? token : kIgnoreLabel); }
-  void PutValue(int32_t token) {
-    Push(token, token);
-  }               // the value of an assertion is always learned
-  void Finish();  // the last token is the answer
+  void PutValue(int32_t token) { Push(token, token); }  // of an assertion, always learned
+  void Finish();                                        // the last token is the answer
 
  private:
   void Push(int32_t token, int32_t label) {

@@ -1,14 +1,16 @@
 // State-based recall: the bit at an address that first has to be followed through n swaps of five
 // pointers.
 //
-//   bits = [0, 1, 1, 0]          n bits, uniform
-//   a, b, c, d, e = 2, 0, 3, 3, 1          five pointers, uniform on 0..n-1
-//   a, c = c, a                  n uniform transpositions
+//   bits = [0, 1, 1, 0]              n bits, uniform
+//   a, b, c, d, e = 2, 0, 3, 3, 1    five pointers, uniform on 0..n-1
+//   a, c = c, a                      n such lines, uniform transpositions
 //   assert bits[a] == 0
 //
 // Training samples assert a random variable after every k updates, k uniform on the powers of 2 up
 // to n, but not after the last update; a part of them, `strict_fraction`, has no such assertions,
-// as in evaluation. Chance is 1/2; guessing from the five bits that are pointed at gives 11/16
+// as in evaluation.
+//
+// Chance is 1/2; guessing from the five bits that are pointed at gives 11/16
 // where no two pointers meet. In theory a transformer needs TC0 = NC1 for it and an RNN more than
 // O(log n) bits of state; a hybrid needs neither.
 //

@@ -7,7 +7,9 @@
 //
 // update = "swap": a uniform transposition per line; the word problem of S5, which is NC1-complete.
 // update = "assign": two different targets take the values of two different sources, all uniform:
-// `a, c = c, e`. Training samples assert a value after every `interval` updates, but not after the
+// `a, c = c, e`.
+//
+// Training samples assert a value after every `interval` updates, but not after the
 // last one, where it would give the answer away.
 //
 // Chance. Followed backwards from the end, the queried variable is touched by a line with

@@ -1,0 +1,289 @@
+// links: weft_arch
+// The laws of every mixer, at its default settings and at others: causality, batch independence, document boundaries,
+// prefix consistency, step by step as in parallel, stated cost as counted, and gradients of the whole.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "arch/blocks/model.h"
+#include "kernels/base/rng.h"
+
+namespace weft {
+namespace {
+
+constexpr int64_t kD = 16, kB = 2;
+
+struct MixerCase {
+  std::string mixer, label;
+  std::vector<std::string> settings;  // "heads=2"
+};
+
+std::vector<MixerCase> Cases() {
+  std::vector<MixerCase> cases;
+  for (const MixerSpec& spec : AllMixers()) cases.push_back({spec.name, "default", {}});
+  const auto add = [&](const char* mixer, const char* label, std::vector<std::string> settings) {
+    cases.push_back({mixer, label, std::move(settings)});
+  };
+  add("attention", "window3", {"window=3"});
+  add("attention", "window1", {"window=1"});
+  add("attention", "grouped_query", {"kv_heads=2"});
+  add("attention", "multi_query_full_norm", {"kv_heads=1", "qk_norm=full"});
+  add("attention", "no_norm_no_rope", {"qk_norm=none", "rope_theta=0"});
+  add("attention", "one_wide_head", {"heads=1", "head_dim=24"});
+  add("gated_delta", "no_gate", {"gate=false"});
+  add("gated_delta", "positive_eigenvalues", {"negative_eigenvalues=false"});
+  add("gated_delta", "no_conv", {"conv_width=1"});
+  add("gated_delta", "one_head", {"heads=1", "key_dim=7", "value_dim=5", "init=fan_in"});
+  return cases;
+}
+
+// A mixer with its parameters, in double so that differences mean something.
+class Fixture {
+ public:
+  Fixture(const MixerCase& c, bool recording)
+      : stream_(std::in_place_type<CpuStream>, 2),
+        arena_(Arena::Mode::kGuarded, 256 << 20),
+        tape_(recording),
+        context_{stream_, arena_, DType::kF64} {
+    auto config = FindMixer(c.mixer).config();
+    ConfigVisitor v;
+    config->Visit(v);
+    Settings settings;
+    for (const std::string& s : c.settings) settings.push_back(ParseOverride(s, "test"));
+    Apply(settings, v.fields());
+    mixer_ = config->Make(params_, "mixer.", kD, 0.3);
+    params_.Allocate(arena_, DType::kF64, recording);
+    params_.Initialise(1);
+  }
+
+  Var Input(int64_t B, int64_t T) {
+    const Var x = tape_.NewVar(context_, "x", {B, T, kD});
+    Rng rng(3, Purpose::kTest, 0);
+    // Token by token, so that a shorter input is a prefix of a longer one.
+    for (int64_t b = 0; b < B; ++b) {
+      Rng row(3, Purpose::kTest, static_cast<uint64_t>(b));
+      for (int64_t i = 0; i < T * kD; ++i) x.x.Data<double>()[b * T * kD + i] = row.Normal();
+    }
+    return x;
+  }
+  Documents Starts(const std::vector<int32_t>& starts, int64_t B) {
+    const int64_t T = static_cast<int64_t>(starts.size());
+    const TensorView view = arena_.Alloc(DType::kI32, {B, T}, "doc_start");
+    for (int64_t b = 0; b < B; ++b) std::copy(starts.begin(), starts.end(), view.Data<int32_t>() + b * T);
+    return {view};
+  }
+  std::vector<double> Run(const Var& x, const Documents& documents = {}, MixerState* state = nullptr) {
+    const Var y = mixer_->Forward(context_, tape_, x, documents, state);
+    return {y.x.Data<double>(), y.x.Data<double>() + y.x.size()};
+  }
+
+  Stream stream_;
+  Arena arena_;
+  Tape tape_;
+  Context context_;
+  ParamRegistry params_;
+  std::unique_ptr<Mixer> mixer_;
+};
+
+class MixerLaw : public testing::TestWithParam<MixerCase> {};
+
+constexpr int64_t kT = 67;  // more than one chunk of 64, and ragged
+
+TEST_P(MixerLaw, LaterTokensChangeNoBitOfEarlierOnes) {
+  Fixture f(GetParam(), false);
+  const Var x = f.Input(kB, kT);
+  const auto before = f.Run(x);
+  for (const int64_t t : {1, 63, 64, 66}) {
+    const Var changed = f.Input(kB, kT);
+    for (int64_t b = 0; b < kB; ++b) {
+      for (int64_t i = t * kD; i < kT * kD; ++i) changed.x.Data<double>()[b * kT * kD + i] += 7;
+    }
+    const auto after = f.Run(changed);
+    for (int64_t b = 0; b < kB; ++b) {
+      EXPECT_EQ(0, std::memcmp(&before[b * kT * kD], &after[b * kT * kD], static_cast<size_t>(t * kD) * 8)) << "t = " << t;
+    }
+  }
+}
+
+TEST_P(MixerLaw, RowsOfABatchDoNotSeeEachOther) {
+  Fixture f(GetParam(), false);
+  const Var x = f.Input(kB, kT);
+  const auto before = f.Run(x);
+  for (int64_t i = 0; i < kT * kD; ++i) x.x.Data<double>()[i] *= -2;
+  const auto after = f.Run(x);
+  EXPECT_EQ(0, std::memcmp(&before[kT * kD], &after[kT * kD], static_cast<size_t>(kT * kD) * 8));
+}
+
+TEST_P(MixerLaw, DocumentsDoNotSeeEachOther) {
+  const std::vector<int64_t> lengths = {1, 5, 1, 40, 20};  // packed into one row
+  Fixture f(GetParam(), false);
+  std::vector<int32_t> starts;
+  for (const int64_t n : lengths) starts.insert(starts.end(), static_cast<size_t>(n), static_cast<int32_t>(starts.size()));
+  const Documents documents = f.Starts(starts, kB);
+  const Var x = f.Input(kB, kT);
+  const auto packed = f.Run(x, documents);
+  int64_t begin = 0;
+  for (const int64_t n : lengths) {
+    const Var alone = f.tape_.NewVar(f.context_, "alone", {1, n, kD});
+    std::copy_n(x.x.Data<double>() + begin * kD, n * kD, alone.x.Data<double>());
+    const auto y = f.Run(alone);
+    for (int64_t i = 0; i < n * kD; ++i) ASSERT_NEAR(packed[static_cast<size_t>(begin * kD + i)], y[static_cast<size_t>(i)], 1e-12) << "document at " << begin;
+    // And not by a bit: the documents before it do not matter.
+    const Var changed = f.Input(kB, kT);
+    for (int64_t i = 0; i < begin * kD; ++i) changed.x.Data<double>()[i] += 3;
+    const auto after = f.Run(changed, documents);
+    EXPECT_EQ(0, std::memcmp(&packed[begin * kD], &after[begin * kD], static_cast<size_t>(n * kD) * 8));
+    begin += n;
+  }
+}
+
+TEST_P(MixerLaw, APrefixGivesTheSameBits) {
+  Fixture f(GetParam(), false);
+  const auto whole = f.Run(f.Input(kB, kT));
+  for (const int64_t t : {1, 2, 63, 64, 65}) {
+    const auto prefix = f.Run(f.Input(kB, t));
+    for (int64_t b = 0; b < kB; ++b) {
+      for (int64_t i = 0; i < t * kD; ++i) {
+        ASSERT_NEAR(whole[static_cast<size_t>(b * kT * kD + i)], prefix[static_cast<size_t>(b * t * kD + i)], 1e-13) << "T = " << t;
+      }
+    }
+  }
+}
+
+TEST_P(MixerLaw, StepByStepIsTheParallelForm) {
+  Fixture f(GetParam(), false);
+  const Var x = f.Input(kB, kT);
+  const auto parallel = f.Run(x);
+  for (const std::vector<int64_t>& steps : {std::vector<int64_t>(kT, 1), std::vector<int64_t>{40, 1, 1, 25}}) {
+    MixerState state = f.mixer_->NewState(f.context_, kB, kT);
+    int64_t begin = 0;
+    for (const int64_t n : steps) {
+      const Var part = f.tape_.NewVar(f.context_, "part", {kB, n, kD});
+      for (int64_t b = 0; b < kB; ++b) {
+        std::copy_n(x.x.Data<double>() + (b * kT + begin) * kD, n * kD, part.x.Data<double>() + b * n * kD);
+      }
+      const auto y = f.Run(part, {}, &state);
+      for (int64_t b = 0; b < kB; ++b) {
+        for (int64_t i = 0; i < n * kD; ++i) {
+          ASSERT_NEAR(y[static_cast<size_t>(b * n * kD + i)], parallel[static_cast<size_t>((b * kT + begin) * kD + i)], 1e-12) << "token " << begin;
+        }
+      }
+      begin += n;
+    }
+  }
+}
+
+TEST_P(MixerLaw, StatedCostIsCountedCost) {
+  Fixture f(GetParam(), false);
+  for (const int64_t T : {1, 3, 64, 100}) {
+    Stream stream(std::in_place_type<PlanStream>);
+    Arena arena(Arena::Mode::kPlan, 0);
+    Context c{stream, arena, DType::kF32};
+    Tape tape(false);
+    const Var x = tape.NewVar(c, "x", {1, T, kD});
+    f.mixer_->Forward(c, tape, x, {}, nullptr);
+    const MixerCost cost = f.mixer_->Cost(T);
+    EXPECT_NEAR(std::get<PlanStream>(stream).flops, cost.flops_per_token * static_cast<double>(T), 1e-6 * cost.flops_per_token) << "T = " << T;
+    int64_t bytes = 0;
+    for (const TensorView& tensor : f.mixer_->NewState(c, 1, T).tensors) bytes += tensor.bytes();
+    EXPECT_EQ(bytes, cost.state_bytes) << "T = " << T;
+  }
+}
+
+// d <y, dy> / d(direction) by the tape, against a central difference over all inputs and parameters at once.
+TEST_P(MixerLaw, GradientsAreDerivatives) {
+  constexpr double kStep = 1e-5;
+  const std::vector<int32_t> starts = {0, 0, 0, 3, 3, 5, 5, 5, 5};
+  const int64_t T = static_cast<int64_t>(starts.size());
+  const auto direction = [](int64_t i) { return std::cos(static_cast<double>(i) + 0.3); };
+  const auto loss = [&](double step, double* slope) {
+    Fixture f(GetParam(), slope != nullptr);
+    for (int64_t i = 0; i < f.params_.values().size(); ++i) f.params_.values().Data<double>()[i] += step * direction(i);
+    const Var x = f.Input(kB, T);
+    for (int64_t i = 0; i < x.x.size(); ++i) x.x.Data<double>()[i] += step * direction(3 * i);
+    const Var y = f.mixer_->Forward(f.context_, f.tape_, x, f.Starts(starts, kB), nullptr);
+    double value = 0;
+    for (int64_t i = 0; i < y.x.size(); ++i) {
+      const double dy = std::sin(1.7 * static_cast<double>(i));
+      value += y.x.Data<double>()[i] * dy;
+      if (slope) y.dx.Data<double>()[i] = dy;
+    }
+    if (slope) {
+      f.tape_.Seed(y);
+      f.tape_.Backward(f.stream_);
+      *slope = 0;
+      for (const Param& p : f.params_.params()) {
+        double norm = 0;
+        const int64_t offset = p.var.x.Data<double>() - f.params_.values().Data<double>();
+        for (int64_t i = 0; i < p.size(); ++i) {
+          *slope += p.var.dx.Data<double>()[i] * direction(offset + i);
+          norm += std::abs(p.var.dx.Data<double>()[i]);
+        }
+        EXPECT_GT(norm, 0) << p.path << " gets no gradient";
+      }
+      for (int64_t i = 0; i < x.x.size(); ++i) *slope += x.dx.Data<double>()[i] * direction(3 * i);
+    }
+    return value;
+  };
+  double slope = 0;
+  loss(0, &slope);
+  const double difference = (loss(kStep, nullptr) - loss(-kStep, nullptr)) / (2 * kStep);
+  EXPECT_NEAR(slope, difference, 1e-6 * (1 + std::abs(difference)));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, MixerLaw, testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.mixer + "_" + info.param.label; });
+
+// The blocks: pre- and post-norm mixed, tied head, all gradients of the model at once.
+TEST(ModelLaw, GradientsAreDerivatives) {
+  ModelConfig config;
+  config.d_model = 8, config.layers = 4, config.d_ff = 12, config.vocab = 11, config.init_std = 0.3;
+  for (const bool tied : {false, true}) {
+    config.tied = tied;
+    config.pattern = {"gated_delta", "attention-post", "attention", "identity"};
+    MixerConfigs mixers(config.pattern);
+    ConfigVisitor v;
+    mixers.Visit(v);
+    Settings settings = {ParseOverride("mixer.attention-post.norm=post", "test"), ParseOverride("mixer.attention.heads=2", "test"),
+                         ParseOverride("mixer.gated_delta.heads=2", "test")};
+    Apply(mixers.Inherit(settings), v.fields());
+    const auto direction = [](int64_t i) { return std::cos(static_cast<double>(i) + 0.3); };
+    const auto loss = [&](double step, double* slope) {
+      Stream stream(std::in_place_type<CpuStream>, 2);
+      Arena arena(Arena::Mode::kGuarded, 64 << 20);
+      Context c{stream, arena, DType::kF64};
+      Model model(config, mixers);
+      model.params().Allocate(arena, DType::kF64, slope != nullptr);
+      model.params().Initialise(5);
+      for (Param& p : model.params().params()) {
+        for (int64_t i = 0; i < p.size(); ++i) p.var.x.Data<double>()[i] += step * direction(i);
+      }
+      const TensorView tokens = arena.Alloc(DType::kI32, {2, 5}, "tokens"), labels = arena.Alloc(DType::kI32, {2, 5}, "labels");
+      for (int i = 0; i < 10; ++i) {
+        tokens.Data<int32_t>()[i] = 3 * i % 11;
+        labels.Data<int32_t>()[i] = i % 4 == 2 ? -100 : 5 * i % 11;
+      }
+      Tape tape(slope != nullptr);
+      const Model::Loss loss = model.LossOf(c, tape, tokens, labels, {}, 0.1);
+      if (slope) {
+        *loss.total.dx.Data<double>() = 1;
+        tape.Seed(loss.total);
+        tape.Backward(stream);
+        *slope = 0;
+        for (const Param& p : model.params().params()) {
+          for (int64_t i = 0; i < p.size(); ++i) *slope += p.var.dx.Data<double>()[i] * direction(i);
+        }
+      }
+      return *loss.total.x.Data<double>();
+    };
+    double slope = 0;
+    loss(0, &slope);
+    const double difference = (loss(1e-5, nullptr) - loss(-1e-5, nullptr)) / 2e-5;
+    EXPECT_NEAR(slope, difference, 1e-7 * (1 + std::abs(difference)));
+  }
+}
+
+}  // namespace
+}  // namespace weft
