@@ -7,7 +7,8 @@ namespace weft {
 
 template <class T>
 void DecayGateRef(const DecayGateFwd& f) {
-  const auto a = f.a.As<T, 3>(), b = f.b.As<T, 3>(), log_a = f.log_a.As<T, 3>(), beta = f.beta.As<T, 3>();
+  const auto a = f.a.As<T, 3>(), b = f.b.As<T, 3>(), log_a = f.log_a.As<T, 3>(),
+             beta = f.beta.As<T, 3>();
   const auto a_log = f.a_log.As<T, 1>(), dt_bias = f.dt_bias.As<T, 1>();
   for (int64_t row = 0; row < a.shape[0]; ++row) {
     for (int64_t t = 0; t < a.shape[1]; ++t) {

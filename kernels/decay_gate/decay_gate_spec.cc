@@ -4,7 +4,8 @@
 namespace weft {
 namespace {
 
-DecayGateFwd Make(CaseMaker& make, int64_t B, int64_t T, int64_t H, double beta_scale, double spread) {
+DecayGateFwd Make(CaseMaker& make, int64_t B, int64_t T, int64_t H, double beta_scale,
+                  double spread) {
   DecayGateFwd f{.beta_scale = beta_scale};
   f.a = make.In("a", {B, T, H}, Normal(spread));
   f.b = make.In("b", {B, T, H}, Normal(spread));
@@ -21,8 +22,10 @@ void AddOp_decay_gate(OpSuite& suite) {
   OpSpec<DecayGateFwd, DecayGateBwd> spec{.name = "decay_gate",
                                           .reference_f64 = DecayGateRef<double>,
                                           .reference_complex = DecayGateRef<std::complex<double>>};
-  const auto law = [&](const char* label, int64_t B, int64_t T, int64_t H, double beta_scale, double spread) {
-    spec.laws.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, H, beta_scale, spread); }});
+  const auto law = [&](const char* label, int64_t B, int64_t T, int64_t H, double beta_scale,
+                       double spread) {
+    spec.laws.push_back(
+        {label, [=](CaseMaker& make) { return Make(make, B, T, H, beta_scale, spread); }});
   };
   law("B2_T7_H3", 2, 7, 3, 1, 1);
   law("B1_T1_H1_negative", 1, 1, 1, 2, 1);

@@ -1,8 +1,10 @@
-// Chunks of 16 tokens. Sixteen is the register width: a CPU has no reason for the 64-token chunks of tensor cores, since
-// the products with the state cost the same for any chunk length and all the others grow with it.
+// Chunks of 16 tokens. Sixteen is the register width: a CPU has no reason for the 64-token chunks
+// of tensor cores, since the products with the state cost the same for any chunk length and all the
+// others grow with it.
 //
-// Two layouts of a chunk take turns: lanes over value columns (one block of 16 columns is independent of all others and
-// is solved in registers) and lanes over tokens (names ending in T, [K][16] or [V][16]).
+// Two layouts of a chunk take turns: lanes over value columns (one block of 16 columns is
+// independent of all others and is solved in registers) and lanes over tokens (names ending in T,
+// [K][16] or [V][16]).
 
 #include <algorithm>
 #include <cmath>
@@ -29,11 +31,13 @@ struct Block {
 };
 
 // Cuts [begin, end) at document starts and into blocks of at most 16.
-std::vector<Block> Blocks(const Nd<const int32_t, 2>& doc_start, int64_t b, int64_t begin, int64_t end) {
+std::vector<Block> Blocks(const Nd<const int32_t, 2>& doc_start, int64_t b, int64_t begin,
+                          int64_t end) {
   std::vector<Block> blocks;
   for (int64_t t = begin; t < end;) {
     Block block{t, 1, doc_start && t > 0 && doc_start(b, t) == t};
-    for (++t; block.count < C && t < end && !(doc_start && doc_start(b, t) == t); ++t) ++block.count;
+    for (++t; block.count < C && t < end && !(doc_start && doc_start(b, t) == t); ++t)
+      ++block.count;
     blocks.push_back(block);
   }
   return blocks;
@@ -42,7 +46,8 @@ std::vector<Block> Blocks(const Nd<const int32_t, 2>& doc_start, int64_t b, int6
 // Tensors of one (batch, head): rows of tokens.
 template <class T>
 struct TokenRows {
-  TokenRows(const Nd<T, 4>& x, int64_t b, int64_t h) : data(x ? &x(b, 0, h, 0) : nullptr), stride(x.stride[1]) {}
+  TokenRows(const Nd<T, 4>& x, int64_t b, int64_t h)
+      : data(x ? &x(b, 0, h, 0) : nullptr), stride(x.stride[1]) {}
   T* operator()(int64_t t) const { return data + t * stride; }
   T* data;
   int64_t stride;
@@ -55,9 +60,10 @@ struct TokenScalars {
   int64_t stride;
 };
 
-// What a block's gates, keys and queries give, before any state or value is read. With a_i = exp(log_a_i):
-// decay(i, j) = a_{j+1} ... a_i for j <= i, from_start(i) = a_1 ... a_i, to_end(j) = a_{j+1} ... a_C. They are products
-// and not exponentials of differences, which would lose all accuracy behind one strong decay.
+// What a block's gates, keys and queries give, before any state or value is read. With a_i =
+// exp(log_a_i): decay(i, j) = a_{j+1} ... a_i for j <= i, from_start(i) = a_1 ... a_i, to_end(j) =
+// a_{j+1} ... a_C. They are products and not exponentials of differences, which would lose all
+// accuracy behind one strong decay.
 template <class T>
 struct BlockKeys {
   explicit BlockKeys(Worker& worker, int64_t K) {
@@ -66,13 +72,13 @@ struct BlockKeys {
     for (T** x : {&decay, &reads, &attends}) *x = worker.Alloc<T>(C * C);
     for (T** x : {&beta, &from_start, &to_end}) *x = worker.Alloc<T>(C);
   }
-  T *kT, *qT;           // [K][C]
-  T* k_from_start;      // [K][C]  from_start(i) k_i
-  T* k_to_end;          // [K][C]  to_end(i) k_i
-  T* q_from_start;      // [K][C]  scale from_start(i) q_i
-  T* decay;             // [C][C]  lower triangle
-  T* reads;             // [C][C]  decay(i, j) <k_i, k_j>, meant for j < i
-  T* attends;           // [C][C]  scale decay(i, j) <q_i, k_j>, meant for j <= i
+  T *kT, *qT;                     // [K][C]
+  T* k_from_start;                // [K][C]  from_start(i) k_i
+  T* k_to_end;                    // [K][C]  to_end(i) k_i
+  T* q_from_start;                // [K][C]  scale from_start(i) q_i
+  T* decay;                       // [C][C]  lower triangle
+  T* reads;                       // [C][C]  decay(i, j) <k_i, k_j>, meant for j < i
+  T* attends;                     // [C][C]  scale decay(i, j) <q_i, k_j>, meant for j <= i
   T *beta, *from_start, *to_end;  // [C]
   T whole;                        // a_1 ... a_C
 };
@@ -80,21 +86,28 @@ struct BlockKeys {
 template <class T>
 struct Inputs {
   Inputs(const GatedDeltaFwd& f, int64_t b, int64_t h)
-      : q(f.q.As<const T, 4>(), b, h), k(f.k.As<const T, 4>(), b, h), v(f.v.As<const T, 4>(), b, h),
-        beta(f.beta.As<const T, 3>(), b, h), log_a(f.log_a.As<const T, 3>(), b, h), L(f.k.dim(1)), K(f.k.dim(3)), V(f.v.dim(3)),
-        Kp(RoundUp(K, kRows)), Vp(RoundUp(V, C)), scale(static_cast<T>(f.scale)) {}
+      : q(f.q.As<const T, 4>(), b, h),
+        k(f.k.As<const T, 4>(), b, h),
+        v(f.v.As<const T, 4>(), b, h),
+        beta(f.beta.As<const T, 3>(), b, h),
+        log_a(f.log_a.As<const T, 3>(), b, h),
+        L(f.k.dim(1)),
+        K(f.k.dim(3)),
+        V(f.v.dim(3)),
+        Kp(RoundUp(K, kRows)),
+        Vp(RoundUp(V, C)),
+        scale(static_cast<T>(f.scale)) {}
   TokenRows<const T> q, k, v;
   TokenScalars<const T> beta, log_a;
   int64_t L, K, V, Kp, Vp;  // Kp, Vp: with padding, as states are held in scratch
   T scale;
 };
 
-// Asks for the rows of the 16 tokens from t on: the stride from token to token is too long for hardware prefetchers.
+// Asks for column c of the 16 tokens from t on: the stride from token to token is too long for
+// hardware prefetchers.
 template <class T>
-void Prefetch(const TokenRows<const T>& x, int64_t t, int64_t width) {
-  for (int i = 0; i < C; ++i) {
-    for (int64_t c = 0; c < width; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(x(t + i) + c);
-  }
+void Prefetch(const TokenRows<const T>& x, int64_t t, int64_t c) {
+  for (int i = 0; i < C; ++i) __builtin_prefetch(x(t + i) + c);
 }
 
 // Rows of x (at most 16) as columns: lanes over tokens.
@@ -102,7 +115,9 @@ template <class T>
 void LoadTransposed(const TokenRows<const T>& x, const Block& block, int64_t width, T* out) {
   for (int64_t c = 0; c < width; c += C) {
     Lanes<T> r[C];
-    Unroll<C>([&](auto i) WEFT_INLINE { r[i] = i < block.count ? Load(x(block.begin + i) + c, width - c) : Lanes<T>{}; });
+    Unroll<C>([&](auto i) WEFT_INLINE {
+      r[i] = i < block.count ? Load(x(block.begin + i) + c, width - c) : Lanes<T>{};
+    });
     Transpose(r);
     Unroll<C>([&](auto i) WEFT_INLINE { Store(out + (c + i) * C, r[i]); });
   }
@@ -120,7 +135,8 @@ WEFT_INLINE inline void Gram(const T* aT, const T* bT, int64_t depth, Lanes<T> (
 
 template <class T>
 void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
-  constexpr T kTiny = std::numeric_limits<T>::min() * T{1e8};  // flushed: subnormal numbers are slow
+  // Smaller decays are flushed to zero: subnormal numbers are slow.
+  constexpr T kTiny = std::numeric_limits<T>::min() * T{1e8};
   alignas(64) T a[C];
   for (int i = 0; i < C; ++i) {
     const bool valid = i < block.count;
@@ -142,15 +158,10 @@ void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
   Store(keys.to_end, row);
   keys.whole = product;
 
-  const int64_t next = block.begin + block.count;
-  if (next < in.L) {
-    Prefetch(in.k, next, in.K);
-    Prefetch(in.q, next, in.K);
-    Prefetch(in.v, next, in.V);
-  }
   LoadTransposed(in.k, block, in.K, keys.kT);
   LoadTransposed(in.q, block, in.K, keys.qT);
-  const Lanes<T> from_start = Load(keys.from_start), to_end = Load(keys.to_end), q_scale = from_start * in.scale;
+  const Lanes<T> from_start = Load(keys.from_start), to_end = Load(keys.to_end),
+                 q_scale = from_start * in.scale;
   for (int64_t c = 0; c < in.Kp; ++c) {
     const Lanes<T> k = Load(keys.kT + c * C);
     Store(keys.k_from_start + c * C, k * from_start);
@@ -159,22 +170,31 @@ void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
   }
   Lanes<T> products[C];
   Gram(keys.kT, keys.kT, in.K, products);
-  Unroll<C>([&](auto i) WEFT_INLINE { Store(keys.reads + i * C, products[i] * Load(keys.decay + i * C)); });
+  Unroll<C>([&](auto i)
+                WEFT_INLINE { Store(keys.reads + i * C, products[i] * Load(keys.decay + i * C)); });
   Gram(keys.qT, keys.kT, in.K, products);
   Unroll<C>([&](auto i) WEFT_INLINE {
     Store(keys.attends + i * C, products[i] * Load(keys.decay + i * C) * in.scale);
   });
 }
 
-// Sixteen value columns of one block, from column c: the residuals r_i = v_i - (what the state holds for k_i), the rows
-// u_i = beta_i r_i that are written, the outputs and the new state. With kResiduals it stores r (transposed) instead of y.
+// Sixteen value columns of one block, from column c: the residuals r_i = v_i - (what the state
+// holds for k_i), the rows u_i = beta_i r_i that are written, the outputs and the new state. With
+// kResiduals it stores r (transposed) instead of y.
 template <bool kResiduals, class T>
-void ForwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> keys, int64_t c, T* state,
-                    const TokenRows<T>& y, T* rT) {
+void ForwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> keys, int64_t c,
+                    T* state, const TokenRows<T>& y, T* rT) {
   const int64_t n = in.V - c, K = in.K, Kp = in.Kp, Vp = in.Vp;
   T* S = state + c;
+  const int64_t next = block.begin + block.count;
+  if (next < in.L) {
+    Prefetch(in.v, next, c);
+    if (c < K) Prefetch(in.k, next, c), Prefetch(in.q, next, c);
+  }
   Lanes<T> u[C];
-  Unroll<C>([&](auto i) WEFT_INLINE { u[i] = i < block.count ? Load(in.v(block.begin + i) + c, n) : Lanes<T>{}; });
+  Unroll<C>([&](auto i) WEFT_INLINE {
+    u[i] = i < block.count ? Load(in.v(block.begin + i) + c, n) : Lanes<T>{};
+  });
   for (int64_t d = 0; d < K; ++d) {
     const Lanes<T> s = Load(S + d * Vp);
     Unroll<C>([&](auto i) WEFT_INLINE { u[i] -= keys.k_from_start[d * C + i] * s; });
@@ -196,7 +216,8 @@ void ForwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> k
       Lanes<T> out[C / 2] = {};
       for (int64_t d = 0; d < K; ++d) {
         const Lanes<T> s = Load(S + d * Vp);
-        Unroll<C / 2>([&](auto i) WEFT_INLINE { out[i] += keys.q_from_start[d * C + kFirst + i] * s; });
+        Unroll<C / 2>([&](auto i)
+                          WEFT_INLINE { out[i] += keys.q_from_start[d * C + kFirst + i] * s; });
       }
       Unroll<C>([&](auto j) WEFT_INLINE {
         Unroll<C / 2>([&](auto i) WEFT_INLINE {
@@ -222,10 +243,13 @@ void ForwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> k
 template <class T>
 void LoadState(const Inputs<T>& in, const T* from, int64_t stride, T* state) {
   std::fill_n(state, in.Kp * in.Vp, T{0});
-  for (int64_t d = 0; from && d < in.K; ++d) std::copy_n(from + d * stride, in.V, state + d * in.Vp);
+  for (int64_t d = 0; from && d < in.K; ++d) {
+    std::copy_n(from + d * stride, in.V, state + d * in.Vp);
+  }
 }
 template <class T>
-void StoreState(const Inputs<T>& in, const T* state, T* to, int64_t stride, bool accumulate = false) {
+void StoreState(const Inputs<T>& in, const T* state, T* to, int64_t stride,
+                bool accumulate = false) {
   for (int64_t d = 0; d < in.K; ++d) {
     for (int64_t c = 0; c < in.V; ++c) Put(to[d * stride + c], state[d * in.Vp + c], accumulate);
   }
@@ -238,7 +262,8 @@ const T* StateAt(const Nd<T, 4>& x, int64_t b, int64_t h) {
 
 template <class T>
 void Chunked(CpuStream& stream, const GatedDeltaFwd& f) {
-  const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(), states = f.states.As<T, 4>();
+  const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(),
+             states = f.states.As<T, 4>();
   const auto initial = f.initial.As<const T, 4>();
   const auto doc_start = f.doc_start.As<const int32_t, 2>();
   const int64_t B = y.shape[0], L = y.shape[1], H = y.shape[2];
@@ -254,7 +279,8 @@ void Chunked(CpuStream& stream, const GatedDeltaFwd& f) {
       for (const Block& block : Blocks(doc_start, b, t, std::min(L, t + kGatedDeltaChunk))) {
         if (block.starts_document) std::fill_n(state, in.Kp * in.Vp, T{0});
         PrepareKeys(in, block, keys);
-        for (int64_t c = 0; c < in.V; c += C) ForwardColumns<false, T>(in, block, keys, c, state, y_rows, nullptr);
+        for (int64_t c = 0; c < in.V; c += C)
+          ForwardColumns<false, T>(in, block, keys, c, state, y_rows, nullptr);
       }
     }
     if (final_state) StoreState(in, state, &final_state(b, h, 0, 0), final_state.stride[2]);
@@ -267,42 +293,47 @@ void Recurrent(CpuStream& stream, const GatedDeltaFwd& f) {
   const auto q = f.q.As<const T, 4>(), k = f.k.As<const T, 4>(), v = f.v.As<const T, 4>();
   const auto beta = f.beta.As<const T, 3>(), log_a = f.log_a.As<const T, 3>();
   const auto initial = f.initial.As<const T, 4>();
-  const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(), states = f.states.As<T, 4>();
+  const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(),
+             states = f.states.As<T, 4>();
   const int64_t B = q.shape[0], H = q.shape[2], K = q.shape[3], V = v.shape[3];
   constexpr int64_t kWork = 1 << 15;  // elements of states below which a second thread does not pay
-  stream.ParallelRanges(B * H, std::max<int64_t>(1, kWork / (K * V)), [&](int64_t begin, int64_t end, Worker& worker) {
-    T* u = worker.Alloc<T>(V);
-    T* unused = worker.Alloc<T>(V);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t b = item / H, h = item % H;
-      const T *qt = &q(b, 0, h, 0), *kt = &k(b, 0, h, 0), *vt = &v(b, 0, h, 0);
-      T* out = &y(b, 0, h, 0);
-      const T a = Exp(log_a(b, 0, h)), scale = static_cast<T>(f.scale);
-      std::fill_n(u, V, T{0});
-      for (int64_t d = 0; initial && d < K; ++d) {
-        const T* s = &initial(b, h, d, 0);
+  stream.ParallelRanges(B * H, std::max<int64_t>(1, kWork / (K * V)),
+                        [&](int64_t begin, int64_t end, Worker& worker) {
+                          T* u = worker.Alloc<T>(V);
+                          T* unused = worker.Alloc<T>(V);
+                          for (int64_t item = begin; item < end; ++item) {
+                            const int64_t b = item / H, h = item % H;
+                            const T *qt = &q(b, 0, h, 0), *kt = &k(b, 0, h, 0),
+                                    *vt = &v(b, 0, h, 0);
+                            T* out = &y(b, 0, h, 0);
+                            const T a = Exp(log_a(b, 0, h)), scale = static_cast<T>(f.scale);
+                            std::fill_n(u, V, T{0});
+                            for (int64_t d = 0; initial && d < K; ++d) {
+                              const T* s = &initial(b, h, d, 0);
 #pragma omp simd
-        for (int64_t c = 0; c < V; ++c) u[c] += kt[d] * s[c];
-      }
-      for (int64_t c = 0; c < V; ++c) u[c] = beta(b, 0, h) * (vt[c] - a * u[c]);
-      std::fill_n(out, V, T{0});
-      for (int64_t d = 0; d < K; ++d) {
-        T* s = final_state ? &final_state(b, h, d, 0) : unused;
-        if (states) {
-          T* saved = &states(b, 0, h, d * V);
-          for (int64_t c = 0; c < V; ++c) saved[c] = initial ? initial(b, h, d, c) : T{0};
-        }
-        if (initial) {
-          const T* from = &initial(b, h, d, 0);
-          for (int64_t c = 0; c < V; ++c) s[c] = a * from[c] + kt[d] * u[c];
-        } else {
-          for (int64_t c = 0; c < V; ++c) s[c] = kt[d] * u[c];
-        }
+                              for (int64_t c = 0; c < V; ++c) u[c] += kt[d] * s[c];
+                            }
+                            for (int64_t c = 0; c < V; ++c)
+                              u[c] = beta(b, 0, h) * (vt[c] - a * u[c]);
+                            std::fill_n(out, V, T{0});
+                            for (int64_t d = 0; d < K; ++d) {
+                              T* s = final_state ? &final_state(b, h, d, 0) : unused;
+                              if (states) {
+                                T* saved = &states(b, 0, h, d * V);
+                                for (int64_t c = 0; c < V; ++c)
+                                  saved[c] = initial ? initial(b, h, d, c) : T{0};
+                              }
+                              if (initial) {
+                                const T* from = &initial(b, h, d, 0);
+                                for (int64_t c = 0; c < V; ++c) s[c] = a * from[c] + kt[d] * u[c];
+                              } else {
+                                for (int64_t c = 0; c < V; ++c) s[c] = kt[d] * u[c];
+                              }
 #pragma omp simd
-        for (int64_t c = 0; c < V; ++c) out[c] += scale * qt[d] * s[c];
-      }
-    }
-  });
+                              for (int64_t c = 0; c < V; ++c) out[c] += scale * qt[d] * s[c];
+                            }
+                          }
+                        });
 }
 
 // What the backward keeps of a block from its pass forward.
@@ -318,9 +349,16 @@ struct BlockForward {
 template <class T>
 struct Gradients {
   Gradients(const GatedDeltaBwd& g, int64_t b, int64_t h)
-      : dy(g.dy.As<const T, 4>(), b, h), dq(g.dq.As<T, 4>(), b, h), dk(g.dk.As<T, 4>(), b, h),
-        dv(g.dv.As<T, 4>(), b, h), dbeta(g.dbeta.As<T, 3>(), b, h), dlog_a(g.dlog_a.As<T, 3>(), b, h),
-        add_q(g.dq.accumulate), add_k(g.dk.accumulate), add_v(g.dv.accumulate), add_beta(g.dbeta.accumulate),
+      : dy(g.dy.As<const T, 4>(), b, h),
+        dq(g.dq.As<T, 4>(), b, h),
+        dk(g.dk.As<T, 4>(), b, h),
+        dv(g.dv.As<T, 4>(), b, h),
+        dbeta(g.dbeta.As<T, 3>(), b, h),
+        dlog_a(g.dlog_a.As<T, 3>(), b, h),
+        add_q(g.dq.accumulate),
+        add_k(g.dk.accumulate),
+        add_v(g.dv.accumulate),
+        add_beta(g.dbeta.accumulate),
         add_log_a(g.dlog_a.accumulate) {}
   TokenRows<const T> dy;
   TokenRows<T> dq, dk, dv;
@@ -343,10 +381,11 @@ struct BackwardScratch {
   T* pairs;      // [C][C]
 };
 
-// Sixteen value columns: du_i, dr_i = beta_i du_i, by substitution from the last token to the first.
+// Sixteen value columns: du_i, dr_i = beta_i du_i, by substitution from the last token to the
+// first.
 template <class T>
-void BackwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> keys, int64_t c, const T* dstate,
-                     const Gradients<T> grads, const BackwardScratch<T> scratch) {
+void BackwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> keys, int64_t c,
+                     const T* dstate, const Gradients<T> grads, const BackwardScratch<T> scratch) {
   const int64_t n = in.V - c, Vp = in.Vp;
   {
     Lanes<T> dy[C];
@@ -389,7 +428,8 @@ WEFT_INLINE inline Lanes<T> StrictlyLower(int i, const Lanes<T>& x) {
 }
 
 template <class T>
-void StoreTransposed(const T* xT, const Block& block, int64_t width, const TokenRows<T>& out, bool accumulate) {
+void StoreTransposed(const T* xT, const Block& block, int64_t width, const TokenRows<T>& out,
+                     bool accumulate) {
   for (int64_t c = 0; c < width; c += C) {
     Lanes<T> r[C];
     Unroll<C>([&](auto i) WEFT_INLINE { r[i] = Load(xT + (c + i) * C); });
@@ -410,13 +450,16 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
 
   Lanes<T> parts[4] = {};
   for (int64_t c = 0; c < Vp; c += 4) {
-    Unroll<4>([&](auto i) WEFT_INLINE { parts[i] += Load(forward.rT + (c + i) * C) * Load(scratch.duT + (c + i) * C); });
+    Unroll<4>([&](auto i) WEFT_INLINE {
+      parts[i] += Load(forward.rT + (c + i) * C) * Load(scratch.duT + (c + i) * C);
+    });
   }
   const Lanes<T> dbeta = (parts[0] + parts[1]) + (parts[2] + parts[3]);
 
-  // With u_j = beta_j r_j:  x(i, j) = scale decay(i, j) <dy_i, u_j>,  r(i, j) = decay(i, j) <dr_i, u_j>.
-  // pairs(i, j): what decay(i, j) does to the loss, times decay(i, j).
-  const Lanes<T> beta = Load(keys.beta), from_start = Load(keys.from_start), to_end = Load(keys.to_end);
+  // With u_j = beta_j r_j:  x(i, j) = scale decay(i, j) <dy_i, u_j>,  r(i, j) = decay(i, j) <dr_i,
+  // u_j>. pairs(i, j): what decay(i, j) does to the loss, times decay(i, j).
+  const Lanes<T> beta = Load(keys.beta), from_start = Load(keys.from_start),
+                 to_end = Load(keys.to_end);
   Lanes<T> m[C], pairs[C];
   Gram(scratch.dyT, forward.rT, V, m);
   Unroll<C>([&](auto i) WEFT_INLINE {
@@ -438,14 +481,17 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
   Transpose(m);
   Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.rT + i * C, m[i]); });
 
-  // from_state, to_state: the same for the decay from the state before the block, and to the state after it.
-  const Lanes<T> q_scale = from_start * in.scale, read_scale = from_start * beta, write_scale = to_end * beta;
+  // from_state, to_state: the same for the decay from the state before the block, and to the state
+  // after it.
+  const Lanes<T> q_scale = from_start * in.scale, read_scale = from_start * beta,
+                 write_scale = to_end * beta;
   Lanes<T> from_state{}, to_state{}, across{};
   for (int64_t d = 0; d < Kp; d += kRows) {
     Lanes<T> dq[kRows] = {}, read[kRows] = {}, write[kRows] = {};
     const T *S = forward.state + d * Vp, *dS = dstate + d * Vp;
     for (int64_t c = 0; c < V; ++c) {
-      const Lanes<T> dy = Load(scratch.dyT + c * C), du = Load(scratch.duT + c * C), r = Load(forward.rT + c * C);
+      const Lanes<T> dy = Load(scratch.dyT + c * C), du = Load(scratch.duT + c * C),
+                     r = Load(forward.rT + c * C);
       Unroll<kRows>([&](auto i) WEFT_INLINE {
         dq[i] += S[i * Vp + c] * dy;
         read[i] -= S[i * Vp + c] * du;
@@ -461,8 +507,8 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
       to_state += k * write[i];
     });
     for (int j = 0; j < C; ++j) {
-      const Lanes<T> xT = Load(scratch.xT + j * C), rT = Load(scratch.rT + j * C), x = Load(scratch.x + j * C),
-                     r = Load(scratch.r + j * C);
+      const Lanes<T> xT = Load(scratch.xT + j * C), rT = Load(scratch.rT + j * C),
+                     x = Load(scratch.x + j * C), r = Load(scratch.r + j * C);
       Unroll<kRows>([&](auto i) WEFT_INLINE {
         const T k = keys.kT[(d + i) * C + j];
         dq[i] += k * xT;
@@ -497,8 +543,8 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
     }
   }
 
-  // log_a_t scales all that crosses from before t to t or later. Adding up just that, instead of differences of sums
-  // over rows and columns, keeps small gradients behind strong decays accurate.
+  // log_a_t scales all that crosses from before t to t or later. Adding up just that, instead of
+  // differences of sums over rows and columns, keeps small gradients behind strong decays accurate.
   Lanes<T> sum{};
   Unroll<C>([&](auto k) WEFT_INLINE {
     constexpr int t = C - 1 - k;
@@ -537,7 +583,8 @@ void Backward(CpuStream& stream, const GatedDeltaBwd& g) {
     std::vector<BlockForward<T>> forward;
     for (int64_t chunk = GatedDeltaChunks(L) - 1; chunk >= 0; --chunk) {
       const int64_t begin = chunk * kGatedDeltaChunk;
-      const std::vector<Block> blocks = Blocks(doc_start, b, begin, std::min(L, begin + kGatedDeltaChunk));
+      const std::vector<Block> blocks =
+          Blocks(doc_start, b, begin, std::min(L, begin + kGatedDeltaChunk));
       while (forward.size() < blocks.size()) forward.emplace_back(worker, in);
       LoadState(in, &states(b, chunk, h, 0), in.V, state);
       for (size_t i = 0; i < blocks.size(); ++i) {
@@ -553,14 +600,17 @@ void Backward(CpuStream& stream, const GatedDeltaBwd& g) {
         if (blocks[i].starts_document) std::fill_n(dstate, state_size, T{0});
       }
     }
-    if (dinitial) StoreState(in, dstate, &dinitial(b, h, 0, 0), dinitial.stride[2], g.dinitial.accumulate);
+    if (dinitial)
+      StoreState(in, dstate, &dinitial(b, h, 0, 0), dinitial.stride[2], g.dinitial.accumulate);
   });
 }
 
 }  // namespace
 
 void Run(CpuStream& stream, const GatedDeltaFwd& f) {
-  DispatchReal(f.q.dtype(), [&]<class T>() { f.q.dim(1) == 1 ? Recurrent<T>(stream, f) : Chunked<T>(stream, f); });
+  DispatchReal(f.q.dtype(), [&]<class T>() {
+    f.q.dim(1) == 1 ? Recurrent<T>(stream, f) : Chunked<T>(stream, f);
+  });
 }
 
 void Run(CpuStream& stream, const GatedDeltaBwd& g) {

@@ -27,7 +27,8 @@ void GatedRmsNormBwd::Check() const {
   CheckSameShape(kOp, "dx", dx, fwd.x);
   CheckSameShape(kOp, "dgate", dgate, fwd.gate);
   CheckSameShape(kOp, "dw", dw, fwd.w);
-  for (const TensorView* v : {&dy, static_cast<const TensorView*>(&dx), static_cast<const TensorView*>(&dgate)}) {
+  for (const TensorView* v :
+       {&dy, static_cast<const TensorView*>(&dx), static_cast<const TensorView*>(&dgate)}) {
     CheckDense(kOp, v->name(), *v);
   }
 }

@@ -1,6 +1,6 @@
 #pragma once
-// RMSNorm of each head's output with a learned scale, times a SiLU gate (Yang, Kautz, Hatamizadeh 2024, figure 1;
-// arXiv:2412.06464):
+// RMSNorm of each head's output with a learned scale, times a SiLU gate (Yang, Kautz, Hatamizadeh
+// 2024, figure 1; arXiv:2412.06464):
 //
 //   rstd = (mean_v(x^2) + eps)^(-1/2)
 //   y    = x rstd w silu(gate)             silu(g) = g sigmoid(g)

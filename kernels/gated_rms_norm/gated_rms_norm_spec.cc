@@ -17,9 +17,10 @@ GatedRmsNormFwd Make(CaseMaker& make, int64_t B, int64_t T, int64_t H, int64_t V
 }  // namespace
 
 void AddOp_gated_rms_norm(OpSuite& suite) {
-  OpSpec<GatedRmsNormFwd, GatedRmsNormBwd> spec{.name = "gated_rms_norm",
-                                                .reference_f64 = GatedRmsNormRef<double>,
-                                                .reference_complex = GatedRmsNormRef<std::complex<double>>};
+  OpSpec<GatedRmsNormFwd, GatedRmsNormBwd> spec{
+      .name = "gated_rms_norm",
+      .reference_f64 = GatedRmsNormRef<double>,
+      .reference_complex = GatedRmsNormRef<std::complex<double>>};
   const auto law = [&](const char* label, int64_t B, int64_t T, int64_t H, int64_t V) {
     spec.laws.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, H, V); }});
   };

@@ -8,10 +8,11 @@ constexpr const char* kOp = "short_conv";
 }  // namespace
 
 void ShortConvFwd::Check() const {
-  weft::Check(x.rank() == 3 && w.rank() == 2, kOp, ": x is ", x.ToString(), " and w is ", w.ToString(),
-              ", expected [B, T, C] and [C, W]");
+  weft::Check(x.rank() == 3 && w.rank() == 2, kOp, ": x is ", x.ToString(), " and w is ",
+              w.ToString(), ", expected [B, T, C] and [C, W]");
   const int64_t B = x.dim(0), T = x.dim(1), C = x.dim(2), W = w.dim(1);
-  weft::Check(W >= 1 && W <= kShortConvMaxWidth, kOp, ": width ", W, " is not in [1, ", kShortConvMaxWidth, "]");
+  weft::Check(W >= 1 && W <= kShortConvMaxWidth, kOp, ": width ", W, " is not in [1, ",
+              kShortConvMaxWidth, "]");
   CheckDense(kOp, "x", x);
   CheckShape(kOp, "w", w, {C, W});
   CheckDType(kOp, "w", w, x.dtype());
@@ -32,9 +33,11 @@ void ShortConvFwd::Check() const {
     CheckDense(kOp, "history_out", history_out);
     CheckDType(kOp, "history_out", history_out, x.dtype());
   }
-  weft::Check(norm_channels >= 0 && norm_channels <= C, kOp, ": norm_channels = ", norm_channels, " is not in [0, ", C, "]");
+  weft::Check(norm_channels >= 0 && norm_channels <= C, kOp, ": norm_channels = ", norm_channels,
+              " is not in [0, ", C, "]");
   if (norm_channels > 0) {
-    weft::Check(norm_group > 0 && norm_channels % norm_group == 0, kOp, ": norm_channels = ", norm_channels,
+    weft::Check(norm_group > 0 && norm_channels % norm_group == 0, kOp,
+                ": norm_channels = ", norm_channels,
                 " is not a multiple of norm_group = ", norm_group);
     if (rstd.defined()) {
       CheckShape(kOp, "rstd", rstd, {B, T, norm_channels / norm_group});
@@ -47,7 +50,8 @@ void ShortConvFwd::Check() const {
 
 void ShortConvBwd::Check() const {
   fwd.Check();
-  weft::Check(fwd.norm_channels == 0 || fwd.rstd.defined(), kOp, ": the backward needs rstd, but the forward was given none");
+  weft::Check(fwd.norm_channels == 0 || fwd.rstd.defined(), kOp,
+              ": the backward needs rstd, but the forward was given none");
   CheckSameShape(kOp, "dy", dy, fwd.y);
   CheckDense(kOp, "dy", dy);
   CheckSameShape(kOp, "dx", dx, fwd.x);

@@ -16,8 +16,14 @@ constexpr int64_t kMaxWidth = kShortConvMaxWidth;
 template <class T>
 struct Conv {
   explicit Conv(const ShortConvFwd& f)
-      : x(f.x.As<const T, 3>()), history(f.history.As<const T, 3>()), w(f.w.As<const T, 2>()),
-        doc_start(f.doc_start.As<const int32_t, 2>()), B(x.shape[0]), L(x.shape[1]), C(x.shape[2]), W(w.shape[1]),
+      : x(f.x.As<const T, 3>()),
+        history(f.history.As<const T, 3>()),
+        w(f.w.As<const T, 2>()),
+        doc_start(f.doc_start.As<const int32_t, 2>()),
+        B(x.shape[0]),
+        L(x.shape[1]),
+        C(x.shape[2]),
+        W(w.shape[1]),
         taps(static_cast<size_t>(W * C)) {
     for (int64_t j = 0; j < W; ++j) {
       for (int64_t c = 0; c < C; ++c) taps[static_cast<size_t>(j * C + c)] = w(c, j);
@@ -55,7 +61,9 @@ struct Terms {
     for (; c + kVectors * kLanes <= n; c += kVectors * kLanes) {
       Lanes<T> sum[kVectors] = {};
       for (int i = 0; i < count; ++i) {
-        Unroll<kVectors>([&](auto v) WEFT_INLINE { sum[v] += Load(row[i] + c + v * kLanes) * Load(w[i] + c + v * kLanes); });
+        Unroll<kVectors>([&](auto v) WEFT_INLINE {
+          sum[v] += Load(row[i] + c + v * kLanes) * Load(w[i] + c + v * kLanes);
+        });
       }
       Unroll<kVectors>([&](auto v) WEFT_INLINE { put(c + v * kLanes, kLanes, sum[v]); });
     }
@@ -84,10 +92,13 @@ void Forward(CpuStream& stream, const ShortConvFwd& f) {
   const int64_t B = conv.B, L = conv.L, C = conv.C, W = conv.W;
   const int64_t pieces = (L + kTokensPerItem - 1) / kTokensPerItem;
   stream.ParallelFor(B * pieces, [&](int64_t item, Worker&) {
-    const int64_t b = item / pieces, begin = item % pieces * kTokensPerItem, end = std::min(L, begin + kTokensPerItem);
+    const int64_t b = item / pieces, begin = item % pieces * kTokensPerItem,
+                  end = std::min(L, begin + kTokensPerItem);
     for (int64_t t = begin; t < end; ++t) {
       T* out = &y(b, t, 0);
-      TermsOf(conv, b, t).Sum(C, [&](int64_t c, int64_t n, const Lanes<T>& z) WEFT_INLINE { Store(out + c, z, n); });
+      TermsOf(conv, b, t).Sum(C, [&](int64_t c, int64_t n, const Lanes<T>& z) WEFT_INLINE {
+        Store(out + c, z, n);
+      });
       if (f.silu) {
 #pragma omp simd
         for (int64_t c = 0; c < C; ++c) out[c] = Silu(out[c]);
@@ -104,7 +115,8 @@ void Forward(CpuStream& stream, const ShortConvFwd& f) {
     }
   });
   if (!history_out) return;
-  // Oldest first: where history_out is history's memory, every row is read before it is overwritten.
+  // Oldest first: where history_out is history's memory, every row is read before it is
+  // overwritten.
   for (int64_t b = 0; b < B; ++b) {
     const int64_t start = L > 0 ? conv.Start(b, L - 1) : 0;
     for (int64_t j = 0; j < W - 1; ++j) {
@@ -115,10 +127,11 @@ void Forward(CpuStream& stream, const ShortConvFwd& f) {
   }
 }
 
-// dz of token t: z is computed again, y = s rstd, and  ds = rstd (dy - y <y, dy>),  dz = ds silu'(z).
+// dz of token t: z is computed again, y = s rstd, and  ds = rstd (dy - y <y, dy>),  dz = ds
+// silu'(z).
 template <class T>
-void PreactivationGrad(const Conv<T>& conv, const ShortConvBwd& g, const Terms<T>& terms, const T* dy, const T* rstd,
-                       T* dz, T* s) {
+void PreactivationGrad(const Conv<T>& conv, const ShortConvBwd& g, const Terms<T>& terms,
+                       const T* dy, const T* rstd, T* dz, T* s) {
   const ShortConvFwd& f = g.fwd;
   const int64_t C = conv.C;
   terms.Sum(C, [&](int64_t c, int64_t n, const Lanes<T>& z) WEFT_INLINE { Store(dz + c, z, n); });
@@ -154,18 +167,22 @@ void Backward(CpuStream& stream, const ShortConvBwd& g) {
   const auto dw = g.dw.As<T, 2>();
   const int64_t B = conv.B, L = conv.L, C = conv.C, W = conv.W;
   const int64_t pieces = (L + kTokensPerItem - 1) / kTokensPerItem, items = B * pieces;
-  std::vector<T> partial(static_cast<size_t>(items * W * C));  // dw of each item, summed in order: bits stay fixed
+  std::vector<T> partial(
+      static_cast<size_t>(items * W * C));  // dw of each item, summed in order: bits stay fixed
   stream.ParallelFor(items, [&](int64_t item, Worker& worker) {
-    const int64_t b = item / pieces, begin = item % pieces * kTokensPerItem, end = std::min(L, begin + kTokensPerItem);
+    const int64_t b = item / pieces, begin = item % pieces * kTokensPerItem,
+                  end = std::min(L, begin + kTokensPerItem);
     T* dw_item = partial.data() + item * W * C;
     T* s = worker.Alloc<T>(C);
     T* dz = worker.Alloc<T>(W * C);  // of the last W tokens
     const auto dz_of = [&](int64_t t) { return dz + t % W * C; };
-    // dx_t needs dz up to t + W - 1. What belongs to the next item is computed again; its dw is left to that item.
+    // dx_t needs dz up to t + W - 1. What belongs to the next item is computed again; its dw is
+    // left to that item.
     for (int64_t t = begin; t < end + W - 1; ++t) {
       if (t < L) {
         const Terms<T> terms = TermsOf(conv, b, t);
-        PreactivationGrad(conv, g, terms, &dy(b, t, 0), rstd ? &rstd(b, t, 0) : nullptr, dz_of(t), s);
+        PreactivationGrad(conv, g, terms, &dy(b, t, 0), rstd ? &rstd(b, t, 0) : nullptr, dz_of(t),
+                          s);
         const T* d = dz_of(t);
         for (int i = 0; t < end && i < terms.count; ++i) {
           T* sum = dw_item + (terms.w[i] - conv.Tap(0));
@@ -181,7 +198,8 @@ void Backward(CpuStream& stream, const ShortConvBwd& g) {
         if (conv.Start(b, to) <= from) terms.Add(dz_of(to), conv.Tap(W - 1 - (to - from)));
       }
       T* out = &dx(b, from, 0);
-      terms.Sum(C, [&](int64_t c, int64_t n, const Lanes<T>& d) WEFT_INLINE { Store(out + c, d, n, g.dx.accumulate); });
+      terms.Sum(C, [&](int64_t c, int64_t n, const Lanes<T>& d)
+                       WEFT_INLINE { Store(out + c, d, n, g.dx.accumulate); });
     }
   });
   stream.ParallelRanges(C, 64, [&](int64_t begin, int64_t end, Worker& worker) {

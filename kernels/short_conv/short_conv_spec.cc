@@ -30,7 +30,8 @@ void AddOp_short_conv(OpSuite& suite) {
                                           .reference_f64 = ShortConvRef<double>,
                                           .reference_complex = ShortConvRef<std::complex<double>>};
   spec.free_dims = {"w.1"};  // any width is one, unless history says which
-  const auto law = [&](const char* label, int64_t B, int64_t T, int64_t C, int64_t W, const Options& o) {
+  const auto law = [&](const char* label, int64_t B, int64_t T, int64_t C, int64_t W,
+                       const Options& o) {
     spec.laws.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, C, W, o); }});
   };
   law("B2_T7_C20_W4_norm", 2, 7, 20, 4, {.norm_channels = 12, .norm_group = 3});

@@ -1,6 +1,7 @@
 // links: weft_kernels
-// What the gated delta rule must be beyond its reference: the same for any way of cutting a sequence, blind to later
-// tokens and other documents, sound at the ends of every range.
+// What the gated delta rule, and the short convolution before it, must be beyond their references:
+// the same for any way of cutting a sequence, blind to later tokens and other documents, sound at
+// the ends of every range.
 
 #include <gtest/gtest.h>
 
@@ -11,6 +12,7 @@
 
 #include "kernels/base/rng.h"
 #include "kernels/gated_delta/gated_delta.h"
+#include "kernels/short_conv/short_conv.h"
 
 namespace weft {
 namespace {
@@ -20,7 +22,8 @@ template <class T>
 struct Problem {
   using Tensor = std::vector<T>;
 
-  Problem(int64_t B, int64_t L, int64_t H, int64_t K, int64_t V, uint64_t seed = 1) : B(B), L(L), H(H), K(K), V(V) {
+  Problem(int64_t B, int64_t L, int64_t H, int64_t K, int64_t V, uint64_t seed = 1)
+      : B(B), L(L), H(H), K(K), V(V) {
     Rng rng(seed, Purpose::kTest, 0);
     const auto normal = [&](int64_t n) {
       Tensor x(static_cast<size_t>(n));
@@ -49,7 +52,8 @@ struct Problem {
   // Tokens [begin, end); the state goes from `initial` to `final_state`.
   GatedDeltaFwd Fwd(int64_t begin, int64_t end) {
     const auto tokens = [&](auto& x, int64_t width, const char* name) {
-      const TensorView view(x.data(), kDTypeOf<std::remove_reference_t<decltype(x[0])>>, {B, L, H, width}, name);
+      const TensorView view(x.data(), kDTypeOf<std::remove_reference_t<decltype(x[0])>>,
+                            {B, L, H, width}, name);
       return view.Slice(1, begin, end - begin);
     };
     const auto scalars = [&](Tensor& x, const char* name) {
@@ -64,7 +68,8 @@ struct Problem {
     f.log_a = scalars(log_a, "log_a");
     f.initial = TensorView(initial.data(), kDTypeOf<T>, {B, H, K, V}, "initial");
     f.final_state = TensorView(final_state.data(), kDTypeOf<T>, {B, H, K, V}, "final_state");
-    if (!doc_start.empty()) f.doc_start = TensorView(doc_start.data(), DType::kI32, {B, L}, "doc_start");
+    if (!doc_start.empty())
+      f.doc_start = TensorView(doc_start.data(), DType::kI32, {B, L}, "doc_start");
     return f;
   }
   void Launch(const auto& op) {
@@ -74,7 +79,8 @@ struct Problem {
   void Forward() { Launch(Fwd(0, L)); }
   void Backward() {
     GatedDeltaBwd g{.fwd = Fwd(0, L)};
-    g.fwd.states = TensorView(states.data(), kDTypeOf<T>, {B, GatedDeltaChunks(L), H, K * V}, "states");
+    g.fwd.states =
+        TensorView(states.data(), kDTypeOf<T>, {B, GatedDeltaChunks(L), H, K * V}, "states");
     Launch(g.fwd);
     const auto like = [](Tensor& d, const TensorView& x) {
       d.assign(static_cast<size_t>(x.size()), std::numeric_limits<T>::quiet_NaN());
@@ -159,15 +165,18 @@ TEST(GatedDelta, SplitSequenceEqualsWhole) {
   }
 }
 
-// Raising log_a_t by e and lowering log_a_{t+1} by e acts like y_t e^e and v_t e^-e. Hence
-// dlog_a_t - dlog_a_{t+1} = <y_t, dy_t> - <v_t, dv_t>, and after the last token <S_T, dS_T> stands for dlog_a_{T+1}.
+// Raising log_a_t by e and lowering log_a_{t+1} by e acts like y_t e^e and v_t e^-e. Hence dlog_a_t
+// - dlog_a_{t+1} = <y_t, dy_t> - <v_t, dv_t>, and after the last token <S_T, dS_T> stands for
+// dlog_a_{T+1}.
 TEST(GatedDelta, GateGradientObeysScalingSymmetry) {
   const int64_t L = 100, K = 12, V = 20;
   Problem<double> p(1, L, 1, K, V);
   p.Backward();
-  const auto dot = [](const std::vector<double>& a, const std::vector<double>& b, int64_t begin, int64_t n) {
+  const auto dot = [](const std::vector<double>& a, const std::vector<double>& b, int64_t begin,
+                      int64_t n) {
     double sum = 0;
-    for (int64_t i = begin; i < begin + n; ++i) sum += a[static_cast<size_t>(i)] * b[static_cast<size_t>(i)];
+    for (int64_t i = begin; i < begin + n; ++i)
+      sum += a[static_cast<size_t>(i)] * b[static_cast<size_t>(i)];
     return sum;
   };
   double expected = dot(p.final_state, p.dfinal, 0, K * V), size = 0;
@@ -179,8 +188,8 @@ TEST(GatedDelta, GateGradientObeysScalingSymmetry) {
   EXPECT_NEAR(dot(p.initial, p.dinitial, 0, K * V), expected, 1e-12 * size);
 }
 
-// With beta = 2 and no decay a key (e_i - e_j) / sqrt(2) and v = 0 is the reflection that swaps rows i and j of the
-// state, exactly. This is how negative eigenvalues track permutations.
+// With beta = 2 and no decay a key (e_i - e_j) / sqrt(2) and v = 0 is the reflection that swaps
+// rows i and j of the state, exactly. This is how negative eigenvalues track permutations.
 TEST(GatedDelta, ReflectionSwapsRows) {
   const int64_t L = 40, K = 6, V = 16;
   Problem<double> p(1, L, 1, K, V);
@@ -194,7 +203,8 @@ TEST(GatedDelta, ReflectionSwapsRows) {
     const int64_t i = rng.Below(K), j = (i + 1 + rng.Below(K - 1)) % K;
     p.k[static_cast<size_t>(t * K + i)] = std::sqrt(0.5);
     p.k[static_cast<size_t>(t * K + j)] = -std::sqrt(0.5);
-    std::swap_ranges(expected.begin() + i * V, expected.begin() + (i + 1) * V, expected.begin() + j * V);
+    std::swap_ranges(expected.begin() + i * V, expected.begin() + (i + 1) * V,
+                     expected.begin() + j * V);
   }
   Problem<double> steps = p;
   p.Forward();
@@ -205,14 +215,16 @@ TEST(GatedDelta, ReflectionSwapsRows) {
   for (int64_t d = 0; d < K; ++d) {
     if (steps.k[static_cast<size_t>(d)] != 0) rows[n++] = d;
   }
-  std::swap_ranges(once.begin() + rows[0] * V, once.begin() + (rows[0] + 1) * V, once.begin() + rows[1] * V);
+  std::swap_ranges(once.begin() + rows[0] * V, once.begin() + (rows[0] + 1) * V,
+                   once.begin() + rows[1] * V);
   EXPECT_LE(RelativeError(steps.final_state, once), 1e-15);
 }
 
 template <class T>
 void ExpectFiniteGradients(Problem<T>& p, const char* what) {
   p.Backward();
-  for (const auto* x : {&p.y, &p.final_state, &p.dq, &p.dk, &p.dv, &p.dbeta, &p.dlog_a, &p.dinitial}) {
+  for (const auto* x :
+       {&p.y, &p.final_state, &p.dq, &p.dk, &p.dv, &p.dbeta, &p.dlog_a, &p.dinitial}) {
     EXPECT_TRUE(AllFinite(*x)) << what;
   }
 }
@@ -285,7 +297,8 @@ TEST(GatedDelta, NanStaysInItsColumnAndDocument) {
     for (int64_t h = 0; h < H; ++h) {
       for (int64_t c = 0; c < V; ++c) {
         const bool reached = t >= 9 && t < 40 && h == 1 && c == 5;
-        EXPECT_EQ(std::isnan(p.y[static_cast<size_t>((t * H + h) * V + c)]), reached) << t << " " << h << " " << c;
+        EXPECT_EQ(std::isnan(p.y[static_cast<size_t>((t * H + h) * V + c)]), reached)
+            << t << " " << h << " " << c;
       }
     }
   }
@@ -295,11 +308,13 @@ TEST(GatedDelta, NanStaysInItsColumnAndDocument) {
 TEST(GatedDelta, LaterTokensChangeNoBit) {
   const int64_t L = 100;
   for (const int64_t cut : {1, 5, 16, 63, 64, 65, 99}) {
-    Problem<float> a(1, L, 2, 12, 20), b(1, L, 2, 12, 20), other(1, L, 2, 12, 20, 2), prefix(1, L, 2, 12, 20);
-    for (auto member : {&Problem<float>::q, &Problem<float>::k, &Problem<float>::v, &Problem<float>::beta,
-                        &Problem<float>::log_a}) {
+    Problem<float> a(1, L, 2, 12, 20), b(1, L, 2, 12, 20), other(1, L, 2, 12, 20, 2),
+        prefix(1, L, 2, 12, 20);
+    for (auto member : {&Problem<float>::q, &Problem<float>::k, &Problem<float>::v,
+                        &Problem<float>::beta, &Problem<float>::log_a}) {
       const auto width = static_cast<int64_t>((a.*member).size()) / L;
-      std::copy((other.*member).begin() + cut * width, (other.*member).end(), (b.*member).begin() + cut * width);
+      std::copy((other.*member).begin() + cut * width, (other.*member).end(),
+                (b.*member).begin() + cut * width);
     }
     a.Forward();
     b.Forward();
@@ -325,7 +340,8 @@ TEST(GatedDelta, DocumentsDoNotTouch) {
     Problem<double> alone(1, L, 2, 12, 20);
     if (d > 0) std::fill(alone.initial.begin(), alone.initial.end(), 0);
     alone.Launch(alone.Fwd(starts[d], starts[d + 1]));
-    EXPECT_LE(RelativeError(alone.Tokens(alone.y, starts[d], starts[d + 1]), packed.Tokens(packed.y, starts[d], starts[d + 1])),
+    EXPECT_LE(RelativeError(alone.Tokens(alone.y, starts[d], starts[d + 1]),
+                            packed.Tokens(packed.y, starts[d], starts[d + 1])),
               1e-13);
     if (d + 2 == starts.size()) {
       EXPECT_LE(RelativeError(alone.final_state, packed.final_state), 1e-13);
@@ -336,12 +352,14 @@ TEST(GatedDelta, DocumentsDoNotTouch) {
     for (int64_t i = 0; i < 2 * 20; ++i) changed.dy[static_cast<size_t>(t * 40 + i)] += 1;
   }
   changed.Backward();
-  for (auto member : {&Problem<double>::y, &Problem<double>::dq, &Problem<double>::dk, &Problem<double>::dv,
-                      &Problem<double>::dbeta, &Problem<double>::dlog_a}) {
+  for (auto member : {&Problem<double>::y, &Problem<double>::dq, &Problem<double>::dk,
+                      &Problem<double>::dv, &Problem<double>::dbeta, &Problem<double>::dlog_a}) {
     for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 17}, {50, L}}) {
-      EXPECT_TRUE(SameBits(packed.Tokens(packed.*member, begin, end), changed.Tokens(changed.*member, begin, end)));
+      EXPECT_TRUE(SameBits(packed.Tokens(packed.*member, begin, end),
+                           changed.Tokens(changed.*member, begin, end)));
     }
-    EXPECT_FALSE(SameBits(packed.Tokens(packed.*member, 17, 50), changed.Tokens(changed.*member, 17, 50)));
+    EXPECT_FALSE(
+        SameBits(packed.Tokens(packed.*member, 17, 50), changed.Tokens(changed.*member, 17, 50)));
   }
   EXPECT_TRUE(SameBits(packed.dinitial, changed.dinitial));
 }
@@ -352,6 +370,42 @@ TEST(GatedDelta, EmptyAndRefused) {
   EXPECT_TRUE(SameBits(p.final_state, p.initial));
   GatedDeltaBwd g{.fwd = p.Fwd(0, 5)};
   EXPECT_THROW(g.Check(), Error);
+}
+
+// Any cut, one token at a time included, with the history updated in place, gives the bits of the
+// whole.
+TEST(ShortConv, SplitSequenceEqualsWhole) {
+  const int64_t B = 2, L = 70, C = 37, W = 4;
+  Rng rng(1, Purpose::kTest, 0);
+  const auto normal = [&](int64_t n) {
+    std::vector<float> x(static_cast<size_t>(n));
+    for (float& value : x) value = static_cast<float>(rng.Normal());
+    return x;
+  };
+  std::vector<float> x = normal(B * L * C), w = normal(C * W), history = normal(B * (W - 1) * C);
+  const auto run = [&](int64_t step) {
+    std::vector<float> y(x.size()), state = history;
+    const TensorView xs(x.data(), DType::kF32, {B, L, C}, "x"),
+        ys(y.data(), DType::kF32, {B, L, C}, "y");
+    Stream stream(std::in_place_type<CpuStream>, 2);
+    for (int64_t t = 0; t < L; t += step) {
+      const int64_t n = std::min(step, L - t);
+      ShortConvFwd f{.norm_channels = 20, .norm_group = 5};
+      f.x = xs.Slice(1, t, n);
+      f.w = TensorView(w.data(), DType::kF32, {C, W}, "w");
+      f.history = f.history_out = TensorView(state.data(), DType::kF32, {B, W - 1, C}, "history");
+      f.y = ys.Slice(1, t, n);
+      Launch(stream, f);
+    }
+    y.insert(y.end(), state.begin(), state.end());
+    return y;
+  };
+  const std::vector<float> whole = run(L);
+  for (const int64_t step : {1, 2, 3, 5, 64}) EXPECT_TRUE(SameBits(run(step), whole)) << step;
+  x[static_cast<size_t>(50 * C)] += 1;
+  const std::vector<float> changed = run(L);
+  EXPECT_TRUE(std::equal(whole.begin(), whole.begin() + 50 * C, changed.begin()));
+  EXPECT_FALSE(SameBits(whole, changed));
 }
 
 }  // namespace
