@@ -4,8 +4,8 @@
 //   sweep.toml   the sweep file as it was when the sweep was last started
 //   sweep.json   its cells with their run ids and plans, and the errors of cells that failed
 //   sweep.h5     collected results, see collect.h
-//   <run-id>/    one run directory per cell; <run-id>.stderr beside it while the cell runs or when
-//   it failed
+//   <run-id>/    one run directory per cell; <run-id>.stderr beside it, while the cell runs or
+//                when it failed
 //
 // All state is in these files: a process that is killed loses nothing.
 
@@ -50,9 +50,9 @@ struct Study {
   std::string ToJson() const;
 };
 
-// Asks the trainer for the plan of every cell, in parallel processes: `trainer` CONFIG --set
-// KEY=VALUE ... --dry-run
-// --json. Settings that the trainer refuses are reported with their place in the sweep file and the
+// Asks the trainer for the plan of every cell, in parallel processes:
+//   trainer CONFIG --set KEY=VALUE ... --dry-run --json
+// Settings that the trainer refuses are reported with their place in the sweep file and the
 // trainer's exit code; two cells that are the same run are an error. Writes nothing.
 Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& trainer,
                 int threads_per_cell);

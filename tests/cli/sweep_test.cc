@@ -32,7 +32,6 @@ using Json = nlohmann::json;
 using namespace std::chrono_literals;
 
 // The fake trainer
-// ------------------------------------------------------------------------------------------------
 
 struct FakeConfig {
   std::string study = "default", task = "recall";
@@ -172,7 +171,6 @@ int FakeTrainer(int argc, char** argv) {
 }
 
 // What the tests stand on
-// -----------------------------------------------------------------------------------------
 
 struct Output {
   int exit_code = -1;
@@ -257,7 +255,6 @@ constexpr const char* kVariants =
     "[\"attention\"]\n";
 
 // Plan
-// ------------------------------------------------------------------------------------------------------------
 
 TEST_F(SweepTest, CellsAreVariantsTimesCasesTimesAxesInTheOrderOfTheFile) {
   Write("s.toml", std::string(kHead) +
@@ -328,7 +325,6 @@ TEST(Makespan, IsThatOfWorkersThatTakeTheNextCell) {
 }
 
 // Bad input
-// -------------------------------------------------------------------------------------------------------
 
 TEST_F(SweepTest, RefusesASweepFileThatIsMissing) {
   const Output output = Call("plan none.toml");
@@ -471,7 +467,6 @@ TEST_F(SweepTest, AnUnwritableOutIsOneLine) {
 }
 
 // Run
-// -------------------------------------------------------------------------------------------------------------
 
 TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   Write("s.toml", std::string(kHead) + kVariants +
@@ -623,7 +618,6 @@ TEST_F(SweepTest, ACellThatAsksTooOftenFails) {
 }
 
 // Signals
-// ---------------------------------------------------------------------------------------------------------
 
 class SweepSignalTest : public SweepTest {
  protected:
