@@ -1,6 +1,7 @@
 #include "experiments/train/trainer.h"
 
 #include <unistd.h>
+#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <cmath>
