@@ -91,7 +91,7 @@ class Fixture {
 
 // Fourth-order central difference of f at 0.
 double Derivative(const std::function<double(double)>& f) {
-  constexpr double h = 1e-4;
+  constexpr double h = 3e-5;
   return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h);
 }
 
