@@ -295,7 +295,8 @@ Sweep ReadSweep(const std::string& path) {
     cross(axis, [&](Cell& cell, const Choice& choice) {
       const Setting& setting = choice.settings.front();
       cell.axes.push_back(setting);
-      cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
+      if (axis.size() > 1)
+        cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
     });
   }
   return sweep;

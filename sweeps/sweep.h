@@ -26,7 +26,7 @@
 namespace weft {
 
 struct Cell {
-  std::string name;  // "hybrid/short/lr=0.0001/seed=0"
+  std::string name;  // "hybrid/short/lr=0.0001/seed=0"; axes of one value are left out
   std::string variant;
   std::string case_name;  // "" without [cases]
   Settings axes;          // the value of every axis
