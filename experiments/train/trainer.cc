@@ -11,6 +11,8 @@
 namespace weft {
 namespace {
 
+constexpr int64_t kLargestPass = int64_t{1} << 31;  // tokens; no machine holds more, and sizes in bytes stay below 2^63
+
 ModelConfig ModelFor(const Experiment& e, int64_t vocab) {
   ModelConfig config = e.model;
   if (config.vocab == 0) config.vocab = vocab;
@@ -53,10 +55,14 @@ RunPlan PlanRun(const Experiment& e) {
   plan.state_bytes = cost.state_bytes;
   plan.tokens = e.train.steps * e.train.batch * e.train.length;
 
+  const int64_t rows = e.train.batch / e.train.accumulate;
+  if (rows * e.train.length > kLargestPass) {
+    Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", rows, " rows of ", e.train.length, " tokens, expected at most ",
+         kLargestPass, " tokens; raise train.accumulate or reduce train.batch or train.length");
+  }
   Arena parameters(Arena::Mode::kPlan, 0), activations(Arena::Mode::kPlan, 0);
   model.params().Allocate(parameters, DType::kF32, /*training=*/true);
   Stream stream(std::in_place_type<PlanStream>);
-  const int64_t rows = e.train.batch / e.train.accumulate;
   // Views without memory behind them: a plan reads no element.
   Arena inputs(Arena::Mode::kPlan, 0);
   const auto input = [&] { return inputs.Alloc(DType::kI32, {rows, e.train.length}, "input"); };
@@ -73,11 +79,11 @@ RunPlan PlanRun(const Experiment& e) {
   return plan;
 }
 
-Trainer::Trainer(const Experiment& e, Stream& stream)
-    : e_(e), stream_(stream), batch_(e.train.batch, e.train.length) {
+Trainer::Trainer(const Experiment& e, Stream& stream) : e_(e), stream_(stream) {
   if (e.task) {
     task_ = e.task->Make();
     stages_ = task_->Curriculum();
+    CheckTask();
   } else {
     text_ = std::make_unique<Text>(e.data);
     train_text_ = std::make_unique<TextSource>(*text_, Split::kTrain, e.DataSeed(), e.train.length);
@@ -90,8 +96,9 @@ Trainer::Trainer(const Experiment& e, Stream& stream)
     }
   }
   const RunPlan plan = PlanRun(e);
-  if (plan.memory_bytes > MemoryOfMachine()) {
-    Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", plan.memory_bytes >> 20, " MiB (activations ",
+  const int64_t needed = plan.memory_bytes + Batch::Bytes(e.train.batch, e.train.length);
+  if (needed > MemoryOfMachine()) {
+    Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", needed >> 20, " MiB (activations ",
          plan.activation_bytes >> 20, " MiB), the machine has ", MemoryOfMachine() >> 20,
          " MiB; raise train.accumulate or reduce train.batch, train.length or the model");
   }
@@ -101,6 +108,24 @@ Trainer::Trainer(const Experiment& e, Stream& stream)
   model_->params().Allocate(*parameters_, DType::kF32, /*training=*/true);
   model_->params().Initialise(e.InitSeed());
   evaluator_ = std::make_unique<Evaluator>(*model_, stream_, e.train.batch / e.train.accumulate * e.train.length);
+  batch_.emplace(e.train.batch, e.train.length);
+}
+
+// What a later stage or the last evaluation would trip over is found before the first step.
+void Trainer::CheckTask() const {
+  int64_t begin = 0;  // the earliest step of the stage
+  for (const CurriculumStage& stage : stages_) {
+    if (begin >= e_.train.steps) break;
+    TaskSource::CheckLength(*task_, stage.difficulty, e_.train.length);
+    begin += stage.promote_accuracy > 0 ? std::min(stage.steps, e_.train.curriculum_every) : stage.steps;
+  }
+  for (const int64_t n : e_.eval.difficulties) {
+    try {
+      task_->MaxLength(n);
+    } catch (const Error& error) {
+      Fail(error.code(), "eval.difficulties: ", error.what());
+    }
+  }
 }
 
 const Source& Trainer::CurrentSource() {
@@ -116,9 +141,9 @@ const Source& Trainer::CurrentSource() {
 Trainer::StepResult Trainer::Step() {
   StepResult result{};
   result.lr = LearningRate(e_.optim, progress_.step, e_.train.steps);
-  batch_.Fill(CurrentSource(), progress_.rows);
+  batch_->Fill(CurrentSource(), progress_.rows);
   result.difficulty = task_ ? stages_[static_cast<size_t>(progress_.stage)].difficulty : 0;
-  result.labels = batch_.CountLabels();
+  result.labels = batch_->CountLabels();
   Check(result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length, " tokens has no label");
 
   ParamRegistry& params = model_->params();
@@ -126,7 +151,7 @@ Trainer::StepResult Trainer::Step() {
   const int64_t rows = e_.train.batch / e_.train.accumulate;
   const double labels = static_cast<double>(result.labels);
   for (int64_t b = 0; b < e_.train.batch; b += rows) {
-    const Model::Loss loss = Pass(*model_, stream_, *activations_, batch_, b, rows, e_.optim.z_loss, labels);
+    const Model::Loss loss = Pass(*model_, stream_, *activations_, *batch_, b, rows, e_.optim.z_loss, labels);
     const float* nll = loss.nll.Data<float>();
     for (int64_t i = 0; i < loss.nll.size(); ++i) result.loss += nll[i];
   }

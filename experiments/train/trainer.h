@@ -60,6 +60,7 @@ class Trainer {
   std::string DataFingerprint() const;
 
  private:
+  void CheckTask() const;
   const Source& CurrentSource();
   void AdvanceCurriculum();
 
@@ -74,7 +75,7 @@ class Trainer {
   std::unique_ptr<Model> model_;
   std::optional<Arena> parameters_, activations_;
   std::unique_ptr<Evaluator> evaluator_;
-  Batch batch_;
+  std::optional<Batch> batch_;
   Progress progress_;
 };
 
