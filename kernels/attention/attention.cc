@@ -23,9 +23,10 @@ void AttentionFwd::Check() const {
   CheckShape(kOp, "v", v, {B, Tk, Hkv, V});
   CheckShape(kOp, "y", y, {B, Tq, H, V});
   CheckShape(kOp, "lse", lse, {B, H, Tq});
-  weft::Check(Tk >= Tq, kOp, ": ", Tq, " queries but ", Tk, " keys, expected at least as many keys");
-  weft::Check(Hkv > 0 && H % Hkv == 0, kOp, ": ", H, " query heads, expected a multiple of the ", Hkv,
-              " key-value heads");
+  weft::Check(Tk >= Tq, kOp, ": ", Tq, " queries but ", Tk,
+              " keys, expected at least as many keys");
+  weft::Check(Hkv > 0 && H % Hkv == 0, kOp, ": ", H, " query heads, expected a multiple of the ",
+              Hkv, " key-value heads");
   weft::Check(window >= 0, kOp, ": window is ", window, ", expected >= 0 (0 = all keys)");
   for (const auto& [name, view] : {std::pair{"k", &k}, {"v", &v}, {"y", &y}, {"lse", &lse}}) {
     CheckDType(kOp, name, *view, q.dtype());

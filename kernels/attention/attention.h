@@ -1,13 +1,16 @@
 #pragma once
-// Causal softmax attention with grouped queries, a sliding window and document boundaries (Vaswani et al. 2017, eq. 1,
-// arXiv:1706.03762; grouped queries: arXiv:2305.13245; blocked backward: Dao et al. 2022, arXiv:2205.14135, B.2).
+// Causal softmax attention with grouped queries, a sliding window and document boundaries (Vaswani
+// et al. 2017, eq. 1, arXiv:1706.03762; grouped queries: arXiv:2305.13245; blocked backward: Dao et
+// al. 2022, arXiv:2205.14135, B.2).
 //
-//   g = h / (H / Hkv),   p = i + Tk - Tq   (position of query i: queries are the last Tq of the Tk tokens)
-//   query i sees the keys   max(doc_start[b, p], p - window + 1) <= j <= p
-//   s_j = scale <q[b, i, h], k[b, j, g]>,   lse[b, h, i] = log sum_j e^s_j,   y[b, i, h] = sum_j e^(s_j - lse) v[b, j, g]
+//   g = h / (H / Hkv),   p = i + Tk - Tq   (position of query i: queries are the last Tq of the Tk
+//   tokens) query i sees the keys   max(doc_start[b, p], p - window + 1) <= j <= p s_j = scale
+//   <q[b, i, h], k[b, j, g]>,   lse[b, h, i] = log sum_j e^s_j,   y[b, i, h] = sum_j e^(s_j - lse)
+//   v[b, j, g]
 //
-// Tq < Tk is decoding with a key-value cache. No T x T matrix is kept: a strip of a few rows is, so memory is O(Tk) per
-// thread. On the CPU the bits of y[b, i] depend on the keys and values up to p alone, not on Tq, Tk, H or B.
+// Tq < Tk is decoding with a key-value cache. No T x T matrix is kept: a strip of a few rows is, so
+// memory is O(Tk) per thread. On the CPU the bits of y[b, i] depend on the keys and values up to p
+// alone, not on Tq, Tk, H or B.
 
 #include "kernels/base/op.h"
 
@@ -17,7 +20,8 @@ struct AttentionFwd {
   TensorView q;          // [B, Tq, H, K]
   TensorView k;          // [B, Tk, Hkv, K]    Tk >= Tq, H a multiple of Hkv
   TensorView v;          // [B, Tk, Hkv, V]
-  TensorView doc_start;  // i32 [B, Tk]        index of the first token of t's document: non-decreasing in t,
+  TensorView doc_start;  // i32 [B, Tk]        index of the first token of t's document:
+                         // non-decreasing in t,
                          //                    0 <= doc_start[b, t] <= t; left out = one document
   TensorView y;          // [B, Tq, H, V]
   TensorView lse;        // [B, H, Tq]
@@ -34,7 +38,8 @@ struct AttentionFwd {
     visit.Saved("lse", s.lse);
   }
   void Check() const;
-  double Pairs() const;  // (query, key) pairs of all heads that the window lets through, documents not subtracted
+  double Pairs() const;  // (query, key) pairs of all heads that the window lets through, documents
+                         // not subtracted
   double Flops() const { return 2 * Pairs() * static_cast<double>(k.dim(3) + v.dim(3)); }
 };
 

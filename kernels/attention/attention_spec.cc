@@ -10,12 +10,14 @@ struct Sizes {
   int64_t B, Tq, Tk, H, Hkv, K, V;
 };
 
-AttentionFwd Make(CaseMaker& make, const Sizes& s, int64_t window = 0, std::vector<double> doc_start = {}) {
+AttentionFwd Make(CaseMaker& make, const Sizes& s, int64_t window = 0,
+                  std::vector<double> doc_start = {}) {
   AttentionFwd f{.scale = 1 / std::sqrt(static_cast<double>(s.K)), .window = window};
   f.q = make.In("q", {s.B, s.Tq, s.H, s.K});
   f.k = make.In("k", {s.B, s.Tk, s.Hkv, s.K});
   f.v = make.In("v", {s.B, s.Tk, s.Hkv, s.V});
-  if (!doc_start.empty()) f.doc_start = make.Int("doc_start", {s.B, s.Tk}, Values(std::move(doc_start)));
+  if (!doc_start.empty())
+    f.doc_start = make.Int("doc_start", {s.B, s.Tk}, Values(std::move(doc_start)));
   f.y = make.Out("y", {s.B, s.Tq, s.H, s.V});
   f.lse = make.Out("lse", {s.B, s.H, s.Tq});
   return f;
@@ -41,9 +43,12 @@ void AddOp_attention(OpSuite& suite) {
   OpSpec<AttentionFwd, AttentionBwd> spec{.name = "attention",
                                           .reference_f64 = AttentionRef<double>,
                                           .reference_complex = AttentionRef<std::complex<double>>};
-  const auto law = [&](const char* label, Sizes s, int64_t window = 0, std::vector<int64_t> lengths = {}) {
+  const auto law = [&](const char* label, Sizes s, int64_t window = 0,
+                       std::vector<int64_t> lengths = {}) {
     spec.laws.push_back({label, [=](CaseMaker& make) {
-                           return Make(make, s, window, lengths.empty() ? std::vector<double>{} : Documents(s.B, s.Tk, lengths));
+                           return Make(make, s, window,
+                                       lengths.empty() ? std::vector<double>{}
+                                                       : Documents(s.B, s.Tk, lengths));
                          }});
   };
   law("T2_H1_K1_V1", {1, 2, 2, 1, 1, 1, 1});
@@ -57,9 +62,12 @@ void AddOp_attention(OpSuite& suite) {
   law("documents_window_T140", {1, 140, 140, 1, 1, 4, 4}, 40, {70, 1, 33, 40});
   law("cache_Tq3_Tk70", {1, 3, 70, 2, 1, 4, 4});
   law("cache_window_Tq9_Tk70", {1, 9, 70, 1, 1, 4, 4}, 20);
-  const auto bench = [&](const char* label, Sizes s, int64_t window = 0, std::vector<int64_t> lengths = {}) {
+  const auto bench = [&](const char* label, Sizes s, int64_t window = 0,
+                         std::vector<int64_t> lengths = {}) {
     spec.bench.push_back({label, [=](CaseMaker& make) {
-                            return Make(make, s, window, lengths.empty() ? std::vector<double>{} : Documents(s.B, s.Tk, lengths));
+                            return Make(make, s, window,
+                                        lengths.empty() ? std::vector<double>{}
+                                                        : Documents(s.B, s.Tk, lengths));
                           }});
   };
   bench("B16_T256_H4_K32", {16, 256, 256, 4, 4, 32, 32});

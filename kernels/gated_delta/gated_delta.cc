@@ -8,8 +8,8 @@ constexpr const char* kOp = "gated_delta";
 }  // namespace
 
 void GatedDeltaFwd::Check() const {
-  weft::Check(q.rank() == 4 && v.rank() == 4, kOp, ": q is ", q.ToString(), " and v is ", v.ToString(),
-              ", expected [B, T, H, K] and [B, T, H, V]");
+  weft::Check(q.rank() == 4 && v.rank() == 4, kOp, ": q is ", q.ToString(), " and v is ",
+              v.ToString(), ", expected [B, T, H, K] and [B, T, H, V]");
   const int64_t B = q.dim(0), T = q.dim(1), H = q.dim(2), K = q.dim(3), V = v.dim(3);
   CheckShape(kOp, "k", k, {B, T, H, K});
   CheckShape(kOp, "v", v, {B, T, H, V});
@@ -22,7 +22,8 @@ void GatedDeltaFwd::Check() const {
     CheckShape(kOp, "doc_start", doc_start, {B, T});
     CheckDType(kOp, "doc_start", doc_start, DType::kI32);
   }
-  for (const auto& [name, state] : {std::pair{"initial", &initial}, std::pair{"final_state", &final_state}}) {
+  for (const auto& [name, state] :
+       {std::pair{"initial", &initial}, std::pair{"final_state", &final_state}}) {
     if (!state->defined()) continue;
     CheckShape(kOp, name, *state, {B, H, K, V});
     CheckDense(kOp, name, *state);
@@ -37,7 +38,8 @@ void GatedDeltaFwd::Check() const {
 
 void GatedDeltaBwd::Check() const {
   fwd.Check();
-  weft::Check(fwd.states.defined(), kOp, ": the backward needs the saved states, but the forward was given none");
+  weft::Check(fwd.states.defined(), kOp,
+              ": the backward needs the saved states, but the forward was given none");
   CheckSameShape(kOp, "dy", dy, fwd.y);
   CheckDense(kOp, "dy", dy);
   CheckSameShape(kOp, "dq", dq, fwd.q);

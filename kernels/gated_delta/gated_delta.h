@@ -1,16 +1,18 @@
 #pragma once
-// Gated delta rule: one state matrix per head that decays, forgets what a key held, and writes (Yang, Kautz, Hatamizadeh
-// 2024, eq. 10; arXiv:2412.06464). With a_t = exp(log_a_t):
+// Gated delta rule: one state matrix per head that decays, forgets what a key held, and writes
+// (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464). With a_t = exp(log_a_t):
 //
 //   S_t = a_t S_{t-1} + k_t u_t^T        [K, V]
 //   u_t = beta_t (v_t - a_t S_{t-1}^T k_t)
 //   y_t = scale S_t^T q_t
 //
-// log_a <= 0. beta in [0, 1], or [0, 2] for negative eigenvalues. The state stays bounded only for |k_t| <= 1: the caller
-// normalises keys. No exponential of a positive number is ever taken, so any decay down to log_a = -infinity is exact.
+// log_a <= 0. beta in [0, 1], or [0, 2] for negative eigenvalues. The state stays bounded only for
+// |k_t| <= 1: the caller normalises keys. No exponential of a positive number is ever taken, so any
+// decay down to log_a = -infinity is exact.
 //
-// Documents: doc_start(b, t) is the index of the first token of t's document. A token with doc_start = 0 continues from
-// `initial`; a document that starts at t > 0 starts from zero. final_state is the state after the last token.
+// Documents: doc_start(b, t) is the index of the first token of t's document. A token with
+// doc_start = 0 continues from `initial`; a document that starts at t > 0 starts from zero.
+// final_state is the state after the last token.
 //
 // q, k, v, beta, log_a may be slices of one buffer: only the last dimension has to be dense.
 // gated_delta.md derives the chunked algorithm.
@@ -19,9 +21,12 @@
 
 namespace weft {
 
-// The forward saves the state before every kGatedDeltaChunk-th token; the backward recomputes the states between.
+// The forward saves the state before every kGatedDeltaChunk-th token; the backward recomputes the
+// states between.
 inline constexpr int64_t kGatedDeltaChunk = 64;
-inline constexpr int64_t GatedDeltaChunks(int64_t T) { return (T + kGatedDeltaChunk - 1) / kGatedDeltaChunk; }
+inline constexpr int64_t GatedDeltaChunks(int64_t T) {
+  return (T + kGatedDeltaChunk - 1) / kGatedDeltaChunk;
+}
 
 struct GatedDeltaFwd {
   TensorView q, k;         // [B, T, H, K]
@@ -31,7 +36,8 @@ struct GatedDeltaFwd {
   TensorView initial;      // [B, H, K, V], optional: zero
   TensorView y;            // [B, T, H, V]
   TensorView final_state;  // [B, H, K, V], optional; may be the memory of `initial`
-  TensorView states;       // saved [B, GatedDeltaChunks(T), H, K * V]; left out when no backward will run
+  TensorView
+      states;  // saved [B, GatedDeltaChunks(T), H, K * V]; left out when no backward will run
   double scale = 1;
 
   template <class Self, class Visitor>

@@ -1,8 +1,10 @@
-// Chunks of 16 tokens. Sixteen is the register width: a CPU has no reason for the 64-token chunks of tensor cores, since
-// the products with the state cost the same for any chunk length and all the others grow with it.
+// Chunks of 16 tokens. Sixteen is the register width: a CPU has no reason for the 64-token chunks
+// of tensor cores, since the products with the state cost the same for any chunk length and all the
+// others grow with it.
 //
-// Two layouts of a chunk take turns: lanes over value columns (one block of 16 columns is independent of all others and
-// is solved in registers) and lanes over tokens (names ending in T, [K][16] or [V][16]).
+// Two layouts of a chunk take turns: lanes over value columns (one block of 16 columns is
+// independent of all others and is solved in registers) and lanes over tokens (names ending in T,
+// [K][16] or [V][16]).
 
 #include <algorithm>
 #include <cmath>
@@ -29,11 +31,13 @@ struct Block {
 };
 
 // Cuts [begin, end) at document starts and into blocks of at most 16.
-std::vector<Block> Blocks(const Nd<const int32_t, 2>& doc_start, int64_t b, int64_t begin, int64_t end) {
+std::vector<Block> Blocks(const Nd<const int32_t, 2>& doc_start, int64_t b, int64_t begin,
+                          int64_t end) {
   std::vector<Block> blocks;
   for (int64_t t = begin; t < end;) {
     Block block{t, 1, doc_start && t > 0 && doc_start(b, t) == t};
-    for (++t; block.count < C && t < end && !(doc_start && doc_start(b, t) == t); ++t) ++block.count;
+    for (++t; block.count < C && t < end && !(doc_start && doc_start(b, t) == t); ++t)
+      ++block.count;
     blocks.push_back(block);
   }
   return blocks;
@@ -42,7 +46,8 @@ std::vector<Block> Blocks(const Nd<const int32_t, 2>& doc_start, int64_t b, int6
 // Tensors of one (batch, head): rows of tokens.
 template <class T>
 struct TokenRows {
-  TokenRows(const Nd<T, 4>& x, int64_t b, int64_t h) : data(x ? &x(b, 0, h, 0) : nullptr), stride(x.stride[1]) {}
+  TokenRows(const Nd<T, 4>& x, int64_t b, int64_t h)
+      : data(x ? &x(b, 0, h, 0) : nullptr), stride(x.stride[1]) {}
   T* operator()(int64_t t) const { return data + t * stride; }
   T* data;
   int64_t stride;
@@ -55,9 +60,10 @@ struct TokenScalars {
   int64_t stride;
 };
 
-// What a block's gates, keys and queries give, before any state or value is read. With a_i = exp(log_a_i):
-// decay(i, j) = a_{j+1} ... a_i for j <= i, from_start(i) = a_1 ... a_i, to_end(j) = a_{j+1} ... a_C. They are products
-// and not exponentials of differences, which would lose all accuracy behind one strong decay.
+// What a block's gates, keys and queries give, before any state or value is read. With a_i =
+// exp(log_a_i): decay(i, j) = a_{j+1} ... a_i for j <= i, from_start(i) = a_1 ... a_i, to_end(j) =
+// a_{j+1} ... a_C. They are products and not exponentials of differences, which would lose all
+// accuracy behind one strong decay.
 template <class T>
 struct BlockKeys {
   explicit BlockKeys(Worker& worker, int64_t K) {
@@ -66,13 +72,13 @@ struct BlockKeys {
     for (T** x : {&decay, &reads, &attends}) *x = worker.Alloc<T>(C * C);
     for (T** x : {&beta, &from_start, &to_end}) *x = worker.Alloc<T>(C);
   }
-  T *kT, *qT;           // [K][C]
-  T* k_from_start;      // [K][C]  from_start(i) k_i
-  T* k_to_end;          // [K][C]  to_end(i) k_i
-  T* q_from_start;      // [K][C]  scale from_start(i) q_i
-  T* decay;             // [C][C]  lower triangle
-  T* reads;             // [C][C]  decay(i, j) <k_i, k_j>, meant for j < i
-  T* attends;           // [C][C]  scale decay(i, j) <q_i, k_j>, meant for j <= i
+  T *kT, *qT;                     // [K][C]
+  T* k_from_start;                // [K][C]  from_start(i) k_i
+  T* k_to_end;                    // [K][C]  to_end(i) k_i
+  T* q_from_start;                // [K][C]  scale from_start(i) q_i
+  T* decay;                       // [C][C]  lower triangle
+  T* reads;                       // [C][C]  decay(i, j) <k_i, k_j>, meant for j < i
+  T* attends;                     // [C][C]  scale decay(i, j) <q_i, k_j>, meant for j <= i
   T *beta, *from_start, *to_end;  // [C]
   T whole;                        // a_1 ... a_C
 };
@@ -80,21 +86,38 @@ struct BlockKeys {
 template <class T>
 struct Inputs {
   Inputs(const GatedDeltaFwd& f, int64_t b, int64_t h)
-      : q(f.q.As<const T, 4>(), b, h), k(f.k.As<const T, 4>(), b, h), v(f.v.As<const T, 4>(), b, h),
-        beta(f.beta.As<const T, 3>(), b, h), log_a(f.log_a.As<const T, 3>(), b, h), K(f.k.dim(3)), V(f.v.dim(3)),
-        Kp(RoundUp(K, kRows)), Vp(RoundUp(V, C)), scale(static_cast<T>(f.scale)) {}
+      : q(f.q.As<const T, 4>(), b, h),
+        k(f.k.As<const T, 4>(), b, h),
+        v(f.v.As<const T, 4>(), b, h),
+        beta(f.beta.As<const T, 3>(), b, h),
+        log_a(f.log_a.As<const T, 3>(), b, h),
+        L(f.k.dim(1)),
+        K(f.k.dim(3)),
+        V(f.v.dim(3)),
+        Kp(RoundUp(K, kRows)),
+        Vp(RoundUp(V, C)),
+        scale(static_cast<T>(f.scale)) {}
   TokenRows<const T> q, k, v;
   TokenScalars<const T> beta, log_a;
-  int64_t K, V, Kp, Vp;  // Kp, Vp: with padding, as states are held in scratch
+  int64_t L, K, V, Kp, Vp;  // Kp, Vp: with padding, as states are held in scratch
   T scale;
 };
 
-// Rows of x (K wide, at most 16) as columns: lanes over tokens.
+// Asks for column c of the 16 tokens from t on: the stride from token to token is too long for
+// hardware prefetchers.
+template <class T>
+void Prefetch(const TokenRows<const T>& x, int64_t t, int64_t c) {
+  for (int i = 0; i < C; ++i) __builtin_prefetch(x(t + i) + c);
+}
+
+// Rows of x (at most 16) as columns: lanes over tokens.
 template <class T>
 void LoadTransposed(const TokenRows<const T>& x, const Block& block, int64_t width, T* out) {
   for (int64_t c = 0; c < width; c += C) {
     Lanes<T> r[C];
-    Unroll<C>([&](auto i) WEFT_INLINE { r[i] = i < block.count ? Load(x(block.begin + i) + c, width - c) : Lanes<T>{}; });
+    Unroll<C>([&](auto i) WEFT_INLINE {
+      r[i] = i < block.count ? Load(x(block.begin + i) + c, width - c) : Lanes<T>{};
+    });
     Transpose(r);
     Unroll<C>([&](auto i) WEFT_INLINE { Store(out + (c + i) * C, r[i]); });
   }
@@ -112,7 +135,8 @@ WEFT_INLINE inline void Gram(const T* aT, const T* bT, int64_t depth, Lanes<T> (
 
 template <class T>
 void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
-  constexpr T kTiny = std::numeric_limits<T>::min() * T{1e8};  // flushed: subnormal numbers are slow
+  // Smaller decays are flushed to zero: subnormal numbers are slow.
+  constexpr T kTiny = std::numeric_limits<T>::min() * T{1e8};
   alignas(64) T a[C];
   for (int i = 0; i < C; ++i) {
     const bool valid = i < block.count;
@@ -136,7 +160,8 @@ void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
 
   LoadTransposed(in.k, block, in.K, keys.kT);
   LoadTransposed(in.q, block, in.K, keys.qT);
-  const Lanes<T> from_start = Load(keys.from_start), to_end = Load(keys.to_end), q_scale = from_start * in.scale;
+  const Lanes<T> from_start = Load(keys.from_start), to_end = Load(keys.to_end),
+                 q_scale = from_start * in.scale;
   for (int64_t c = 0; c < in.Kp; ++c) {
     const Lanes<T> k = Load(keys.kT + c * C);
     Store(keys.k_from_start + c * C, k * from_start);
@@ -145,24 +170,33 @@ void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
   }
   Lanes<T> products[C];
   Gram(keys.kT, keys.kT, in.K, products);
-  Unroll<C>([&](auto i) WEFT_INLINE { Store(keys.reads + i * C, products[i] * Load(keys.decay + i * C)); });
+  Unroll<C>([&](auto i)
+                WEFT_INLINE { Store(keys.reads + i * C, products[i] * Load(keys.decay + i * C)); });
   Gram(keys.qT, keys.kT, in.K, products);
   Unroll<C>([&](auto i) WEFT_INLINE {
     Store(keys.attends + i * C, products[i] * Load(keys.decay + i * C) * in.scale);
   });
 }
 
-// Sixteen value columns of one block, from column c: the residuals r_i = v_i - (what the state holds for k_i), the rows
-// u_i = beta_i r_i that are written, the outputs and the new state. With kResiduals it stores r (transposed) instead of y.
+// Sixteen value columns of one block, from column c: the residuals r_i = v_i - (what the state
+// holds for k_i), the rows u_i = beta_i r_i that are written, the outputs and the new state. With
+// kResiduals it stores r (transposed) instead of y.
 template <bool kResiduals, class T>
-void ForwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>& keys, int64_t c, T* state,
-                    const TokenRows<T>& y, T* rT) {
-  const int64_t n = in.V - c;
+void ForwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> keys, int64_t c,
+                    T* state, const TokenRows<T>& y, T* rT) {
+  const int64_t n = in.V - c, K = in.K, Kp = in.Kp, Vp = in.Vp;
   T* S = state + c;
+  const int64_t next = block.begin + block.count;
+  if (next < in.L) {
+    Prefetch(in.v, next, c);
+    if (c < K) Prefetch(in.k, next, c), Prefetch(in.q, next, c);
+  }
   Lanes<T> u[C];
-  Unroll<C>([&](auto i) WEFT_INLINE { u[i] = i < block.count ? Load(in.v(block.begin + i) + c, n) : Lanes<T>{}; });
-  for (int64_t d = 0; d < in.K; ++d) {
-    const Lanes<T> s = Load(S + d * in.Vp);
+  Unroll<C>([&](auto i) WEFT_INLINE {
+    u[i] = i < block.count ? Load(in.v(block.begin + i) + c, n) : Lanes<T>{};
+  });
+  for (int64_t d = 0; d < K; ++d) {
+    const Lanes<T> s = Load(S + d * Vp);
     Unroll<C>([&](auto i) WEFT_INLINE { u[i] -= keys.k_from_start[d * C + i] * s; });
   }
   [[maybe_unused]] Lanes<T> r[C];
@@ -180,9 +214,10 @@ void ForwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>&
     Unroll<2>([&](auto half) WEFT_INLINE {
       constexpr int kFirst = half * (C / 2);
       Lanes<T> out[C / 2] = {};
-      for (int64_t d = 0; d < in.K; ++d) {
-        const Lanes<T> s = Load(S + d * in.Vp);
-        Unroll<C / 2>([&](auto i) WEFT_INLINE { out[i] += keys.q_from_start[d * C + kFirst + i] * s; });
+      for (int64_t d = 0; d < K; ++d) {
+        const Lanes<T> s = Load(S + d * Vp);
+        Unroll<C / 2>([&](auto i)
+                          WEFT_INLINE { out[i] += keys.q_from_start[d * C + kFirst + i] * s; });
       }
       Unroll<C>([&](auto j) WEFT_INLINE {
         Unroll<C / 2>([&](auto i) WEFT_INLINE {
@@ -194,13 +229,13 @@ void ForwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>&
       });
     });
   }
-  for (int64_t d = 0; d < in.Kp; d += kRows) {
+  for (int64_t d = 0; d < Kp; d += kRows) {
     Lanes<T> s[kRows];
-    Unroll<kRows>([&](auto i) WEFT_INLINE { s[i] = Load(S + (d + i) * in.Vp) * keys.whole; });
+    Unroll<kRows>([&](auto i) WEFT_INLINE { s[i] = Load(S + (d + i) * Vp) * keys.whole; });
     Unroll<C>([&](auto t) WEFT_INLINE {
       Unroll<kRows>([&](auto i) WEFT_INLINE { s[i] += keys.k_to_end[(d + i) * C + t] * u[t]; });
     });
-    Unroll<kRows>([&](auto i) WEFT_INLINE { Store(S + (d + i) * in.Vp, s[i]); });
+    Unroll<kRows>([&](auto i) WEFT_INLINE { Store(S + (d + i) * Vp, s[i]); });
   }
 }
 
@@ -208,10 +243,13 @@ void ForwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>&
 template <class T>
 void LoadState(const Inputs<T>& in, const T* from, int64_t stride, T* state) {
   std::fill_n(state, in.Kp * in.Vp, T{0});
-  for (int64_t d = 0; from && d < in.K; ++d) std::copy_n(from + d * stride, in.V, state + d * in.Vp);
+  for (int64_t d = 0; from && d < in.K; ++d) {
+    std::copy_n(from + d * stride, in.V, state + d * in.Vp);
+  }
 }
 template <class T>
-void StoreState(const Inputs<T>& in, const T* state, T* to, int64_t stride, bool accumulate = false) {
+void StoreState(const Inputs<T>& in, const T* state, T* to, int64_t stride,
+                bool accumulate = false) {
   for (int64_t d = 0; d < in.K; ++d) {
     for (int64_t c = 0; c < in.V; ++c) Put(to[d * stride + c], state[d * in.Vp + c], accumulate);
   }
@@ -224,7 +262,8 @@ const T* StateAt(const Nd<T, 4>& x, int64_t b, int64_t h) {
 
 template <class T>
 void Chunked(CpuStream& stream, const GatedDeltaFwd& f) {
-  const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(), states = f.states.As<T, 4>();
+  const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(),
+             states = f.states.As<T, 4>();
   const auto initial = f.initial.As<const T, 4>();
   const auto doc_start = f.doc_start.As<const int32_t, 2>();
   const int64_t B = y.shape[0], L = y.shape[1], H = y.shape[2];
@@ -240,7 +279,8 @@ void Chunked(CpuStream& stream, const GatedDeltaFwd& f) {
       for (const Block& block : Blocks(doc_start, b, t, std::min(L, t + kGatedDeltaChunk))) {
         if (block.starts_document) std::fill_n(state, in.Kp * in.Vp, T{0});
         PrepareKeys(in, block, keys);
-        for (int64_t c = 0; c < in.V; c += C) ForwardColumns<false, T>(in, block, keys, c, state, y_rows, nullptr);
+        for (int64_t c = 0; c < in.V; c += C)
+          ForwardColumns<false, T>(in, block, keys, c, state, y_rows, nullptr);
       }
     }
     if (final_state) StoreState(in, state, &final_state(b, h, 0, 0), final_state.stride[2]);
@@ -253,42 +293,47 @@ void Recurrent(CpuStream& stream, const GatedDeltaFwd& f) {
   const auto q = f.q.As<const T, 4>(), k = f.k.As<const T, 4>(), v = f.v.As<const T, 4>();
   const auto beta = f.beta.As<const T, 3>(), log_a = f.log_a.As<const T, 3>();
   const auto initial = f.initial.As<const T, 4>();
-  const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(), states = f.states.As<T, 4>();
+  const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(),
+             states = f.states.As<T, 4>();
   const int64_t B = q.shape[0], H = q.shape[2], K = q.shape[3], V = v.shape[3];
   constexpr int64_t kWork = 1 << 15;  // elements of states below which a second thread does not pay
-  stream.ParallelRanges(B * H, std::max<int64_t>(1, kWork / (K * V)), [&](int64_t begin, int64_t end, Worker& worker) {
-    T* u = worker.Alloc<T>(V);
-    T* unused = worker.Alloc<T>(V);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t b = item / H, h = item % H;
-      const T *qt = &q(b, 0, h, 0), *kt = &k(b, 0, h, 0), *vt = &v(b, 0, h, 0);
-      T* out = &y(b, 0, h, 0);
-      const T a = Exp(log_a(b, 0, h)), scale = static_cast<T>(f.scale);
-      std::fill_n(u, V, T{0});
-      for (int64_t d = 0; initial && d < K; ++d) {
-        const T* s = &initial(b, h, d, 0);
+  stream.ParallelRanges(B * H, std::max<int64_t>(1, kWork / (K * V)),
+                        [&](int64_t begin, int64_t end, Worker& worker) {
+                          T* u = worker.Alloc<T>(V);
+                          T* unused = worker.Alloc<T>(V);
+                          for (int64_t item = begin; item < end; ++item) {
+                            const int64_t b = item / H, h = item % H;
+                            const T *qt = &q(b, 0, h, 0), *kt = &k(b, 0, h, 0),
+                                    *vt = &v(b, 0, h, 0);
+                            T* out = &y(b, 0, h, 0);
+                            const T a = Exp(log_a(b, 0, h)), scale = static_cast<T>(f.scale);
+                            std::fill_n(u, V, T{0});
+                            for (int64_t d = 0; initial && d < K; ++d) {
+                              const T* s = &initial(b, h, d, 0);
 #pragma omp simd
-        for (int64_t c = 0; c < V; ++c) u[c] += kt[d] * s[c];
-      }
-      for (int64_t c = 0; c < V; ++c) u[c] = beta(b, 0, h) * (vt[c] - a * u[c]);
-      std::fill_n(out, V, T{0});
-      for (int64_t d = 0; d < K; ++d) {
-        T* s = final_state ? &final_state(b, h, d, 0) : unused;
-        if (states) {
-          T* saved = &states(b, 0, h, d * V);
-          for (int64_t c = 0; c < V; ++c) saved[c] = initial ? initial(b, h, d, c) : T{0};
-        }
-        if (initial) {
-          const T* from = &initial(b, h, d, 0);
-          for (int64_t c = 0; c < V; ++c) s[c] = a * from[c] + kt[d] * u[c];
-        } else {
-          for (int64_t c = 0; c < V; ++c) s[c] = kt[d] * u[c];
-        }
+                              for (int64_t c = 0; c < V; ++c) u[c] += kt[d] * s[c];
+                            }
+                            for (int64_t c = 0; c < V; ++c)
+                              u[c] = beta(b, 0, h) * (vt[c] - a * u[c]);
+                            std::fill_n(out, V, T{0});
+                            for (int64_t d = 0; d < K; ++d) {
+                              T* s = final_state ? &final_state(b, h, d, 0) : unused;
+                              if (states) {
+                                T* saved = &states(b, 0, h, d * V);
+                                for (int64_t c = 0; c < V; ++c)
+                                  saved[c] = initial ? initial(b, h, d, c) : T{0};
+                              }
+                              if (initial) {
+                                const T* from = &initial(b, h, d, 0);
+                                for (int64_t c = 0; c < V; ++c) s[c] = a * from[c] + kt[d] * u[c];
+                              } else {
+                                for (int64_t c = 0; c < V; ++c) s[c] = kt[d] * u[c];
+                              }
 #pragma omp simd
-        for (int64_t c = 0; c < V; ++c) out[c] += scale * qt[d] * s[c];
-      }
-    }
-  });
+                              for (int64_t c = 0; c < V; ++c) out[c] += scale * qt[d] * s[c];
+                            }
+                          }
+                        });
 }
 
 // What the backward keeps of a block from its pass forward.
@@ -304,9 +349,16 @@ struct BlockForward {
 template <class T>
 struct Gradients {
   Gradients(const GatedDeltaBwd& g, int64_t b, int64_t h)
-      : dy(g.dy.As<const T, 4>(), b, h), dq(g.dq.As<T, 4>(), b, h), dk(g.dk.As<T, 4>(), b, h),
-        dv(g.dv.As<T, 4>(), b, h), dbeta(g.dbeta.As<T, 3>(), b, h), dlog_a(g.dlog_a.As<T, 3>(), b, h),
-        add_q(g.dq.accumulate), add_k(g.dk.accumulate), add_v(g.dv.accumulate), add_beta(g.dbeta.accumulate),
+      : dy(g.dy.As<const T, 4>(), b, h),
+        dq(g.dq.As<T, 4>(), b, h),
+        dk(g.dk.As<T, 4>(), b, h),
+        dv(g.dv.As<T, 4>(), b, h),
+        dbeta(g.dbeta.As<T, 3>(), b, h),
+        dlog_a(g.dlog_a.As<T, 3>(), b, h),
+        add_q(g.dq.accumulate),
+        add_k(g.dk.accumulate),
+        add_v(g.dv.accumulate),
+        add_beta(g.dbeta.accumulate),
         add_log_a(g.dlog_a.accumulate) {}
   TokenRows<const T> dy;
   TokenRows<T> dq, dk, dv;
@@ -319,36 +371,38 @@ struct BackwardScratch {
   BackwardScratch(Worker& worker, const Inputs<T>& in) {
     for (T** x : {&dy, &dr, &dyT, &duT}) *x = worker.Alloc<T>(C * in.Vp);
     for (T** x : {&dqT, &dkT}) *x = worker.Alloc<T>(RoundUp(in.K, C) * C);
-    for (T** x : {&x, &xT, &r, &rT}) *x = worker.Alloc<T>(C * C);
+    for (T** x : {&x, &xT, &r, &rT, &pairs}) *x = worker.Alloc<T>(C * C);
   }
   T *dy, *dr;    // [C][Vp]; dr is the gradient of the residuals, hence of v
   T *dyT, *duT;  // [Vp][C]; du is the gradient of the rows written
   T *dqT, *dkT;  // [K][C]
-  T *x, *xT;     // [C][C] gradient of <q_i, k_j>, strictly lower, and its transpose
+  T *x, *xT;     // [C][C] gradient of <q_i, k_j>, and its transpose
   T *r, *rT;     // [C][C] minus that of <k_i, k_j>
+  T* pairs;      // [C][C]
 };
 
-// Sixteen value columns: du_i, dr_i = beta_i du_i, by substitution from the last token to the first.
+// Sixteen value columns: du_i, dr_i = beta_i du_i, by substitution from the last token to the
+// first.
 template <class T>
-void BackwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>& keys, int64_t c, const T* dstate,
-                     const Gradients<T>& grads, const BackwardScratch<T>& scratch) {
-  const int64_t n = in.V - c;
+void BackwardColumns(const Inputs<T>& in, const Block block, const BlockKeys<T> keys, int64_t c,
+                     const T* dstate, const Gradients<T> grads, const BackwardScratch<T> scratch) {
+  const int64_t n = in.V - c, Vp = in.Vp;
   {
     Lanes<T> dy[C];
     Unroll<C>([&](auto i) WEFT_INLINE {
       dy[i] = i < block.count ? Load(grads.dy(block.begin + i) + c, n) : Lanes<T>{};
-      Store(scratch.dy + i * in.Vp + c, dy[i]);
+      Store(scratch.dy + i * Vp + c, dy[i]);
     });
     Transpose(dy);
     Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.dyT + (c + i) * C, dy[i]); });
   }
   Lanes<T> du[C] = {};
   for (int64_t d = 0; d < in.K; ++d) {
-    const Lanes<T> ds = Load(dstate + d * in.Vp + c);
+    const Lanes<T> ds = Load(dstate + d * Vp + c);
     Unroll<C>([&](auto i) WEFT_INLINE { du[i] += keys.k_to_end[d * C + i] * ds; });
   }
   Unroll<C>([&](auto i) WEFT_INLINE {
-    const Lanes<T> dy = Load(scratch.dy + i * in.Vp + c);
+    const Lanes<T> dy = Load(scratch.dy + i * Vp + c);
     Unroll<C>([&](auto j) WEFT_INLINE {
       if constexpr (j <= i) du[j] += keys.attends[i * C + j] * dy;
     });
@@ -359,7 +413,7 @@ void BackwardColumns(const Inputs<T>& in, const Block& block, const BlockKeys<T>
     Unroll<C>([&](auto j) WEFT_INLINE {
       if constexpr (j < i) du[j] -= keys.reads[i * C + j] * dr;
     });
-    Store(scratch.dr + i * in.Vp + c, dr);
+    Store(scratch.dr + i * Vp + c, dr);
     if (i < block.count) Store(grads.dv(block.begin + i) + c, dr, n, grads.add_v);
   });
   Transpose(du);
@@ -374,7 +428,8 @@ WEFT_INLINE inline Lanes<T> StrictlyLower(int i, const Lanes<T>& x) {
 }
 
 template <class T>
-void StoreTransposed(const T* xT, const Block& block, int64_t width, const TokenRows<T>& out, bool accumulate) {
+void StoreTransposed(const T* xT, const Block& block, int64_t width, const TokenRows<T>& out,
+                     bool accumulate) {
   for (int64_t c = 0; c < width; c += C) {
     Lanes<T> r[C];
     Unroll<C>([&](auto i) WEFT_INLINE { r[i] = Load(xT + (c + i) * C); });
@@ -387,58 +442,73 @@ void StoreTransposed(const T* xT, const Block& block, int64_t width, const Token
 
 // Gradients of one block. dstate: of the state after it, becomes that of the state before it.
 template <class T>
-void BackwardBlock(const Inputs<T>& in, const Block& block, const BlockForward<T>& forward, T* dstate,
-                   const Gradients<T>& grads, const BackwardScratch<T>& scratch) {
-  const BlockKeys<T>& keys = forward.keys;
-  for (int64_t c = 0; c < in.V; c += C) BackwardColumns(in, block, keys, c, dstate, grads, scratch);
+void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T> forward, T* dstate,
+                   const Gradients<T>& grads, const BackwardScratch<T> scratch) {
+  const BlockKeys<T> keys = forward.keys;
+  const int64_t V = in.V, Kp = in.Kp, Vp = in.Vp;
+  for (int64_t c = 0; c < V; c += C) BackwardColumns(in, block, keys, c, dstate, grads, scratch);
 
-  const Lanes<T> beta = Load(keys.beta), from_start = Load(keys.from_start), to_end = Load(keys.to_end);
-  Lanes<T> dbeta{};
-  for (int64_t c = 0; c < in.V; ++c) dbeta += Load(forward.rT + c * C) * Load(scratch.duT + c * C);
+  Lanes<T> parts[4] = {};
+  for (int64_t c = 0; c < Vp; c += 4) {
+    Unroll<4>([&](auto i) WEFT_INLINE {
+      parts[i] += Load(forward.rT + (c + i) * C) * Load(scratch.duT + (c + i) * C);
+    });
+  }
+  const Lanes<T> dbeta = (parts[0] + parts[1]) + (parts[2] + parts[3]);
 
-  // x(i, j) = scale decay(i, j) <dy_i, u_j>,  r(i, j) = decay(i, j) <dr_i, u_j>;  u_j = beta_j r_j.
-  Lanes<T> m[C], diagonal{};
-  Gram(scratch.dyT, forward.rT, in.V, m);
+  // With u_j = beta_j r_j:  x(i, j) = scale decay(i, j) <dy_i, u_j>,  r(i, j) = decay(i, j) <dr_i,
+  // u_j>. pairs(i, j): what decay(i, j) does to the loss, times decay(i, j).
+  const Lanes<T> beta = Load(keys.beta), from_start = Load(keys.from_start),
+                 to_end = Load(keys.to_end);
+  Lanes<T> m[C], pairs[C];
+  Gram(scratch.dyT, forward.rT, V, m);
   Unroll<C>([&](auto i) WEFT_INLINE {
-    m[i] *= Load(keys.decay + i * C) * beta * in.scale;
-    diagonal += Unit<T>(i) * m[i];
-    m[i] = StrictlyLower<T>(i, m[i]);
+    m[i] *= beta;
+    Store(scratch.pairs + i * C, m[i] * Load(keys.attends + i * C));
+    m[i] *= Load(keys.decay + i * C) * in.scale;
     Store(scratch.x + i * C, m[i]);
   });
   Transpose(m);
   Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.xT + i * C, m[i]); });
-  Gram(scratch.duT, forward.rT, in.V, m);
+  Gram(scratch.duT, forward.rT, V, m);
   Unroll<C>([&](auto i) WEFT_INLINE {
-    m[i] = StrictlyLower<T>(i, m[i] * Load(keys.decay + i * C) * beta * keys.beta[i]);
+    m[i] *= beta * keys.beta[i];
+    pairs[i] = Load(scratch.pairs + i * C) - m[i] * Load(keys.reads + i * C);
+    Store(scratch.pairs + i * C, pairs[i]);
+    m[i] = StrictlyLower<T>(i, m[i] * Load(keys.decay + i * C));
     Store(scratch.r + i * C, m[i]);
   });
   Transpose(m);
   Unroll<C>([&](auto i) WEFT_INLINE { Store(scratch.rT + i * C, m[i]); });
 
-  // The part of dk from what k_i reads, and the part from what it writes, act oppositely on the gates. The diagonal of
-  // <q_i, k_i> acts on none and comes last.
-  const Lanes<T> q_scale = from_start * in.scale, read_scale = from_start * beta, write_scale = to_end * beta;
-  Lanes<T> dgate{}, dwhole{}, dot_states{};
-  for (int64_t d = 0; d < in.Kp; d += kRows) {
+  // from_state, to_state: the same for the decay from the state before the block, and to the state
+  // after it.
+  const Lanes<T> q_scale = from_start * in.scale, read_scale = from_start * beta,
+                 write_scale = to_end * beta;
+  Lanes<T> from_state{}, to_state{}, across{};
+  for (int64_t d = 0; d < Kp; d += kRows) {
     Lanes<T> dq[kRows] = {}, read[kRows] = {}, write[kRows] = {};
-    const T *S = forward.state + d * in.Vp, *dS = dstate + d * in.Vp;
-    for (int64_t c = 0; c < in.V; ++c) {
-      const Lanes<T> dy = Load(scratch.dyT + c * C), du = Load(scratch.duT + c * C), r = Load(forward.rT + c * C);
+    const T *S = forward.state + d * Vp, *dS = dstate + d * Vp;
+    for (int64_t c = 0; c < V; ++c) {
+      const Lanes<T> dy = Load(scratch.dyT + c * C), du = Load(scratch.duT + c * C),
+                     r = Load(forward.rT + c * C);
       Unroll<kRows>([&](auto i) WEFT_INLINE {
-        dq[i] += S[i * in.Vp + c] * dy;
-        read[i] -= S[i * in.Vp + c] * du;
-        write[i] += dS[i * in.Vp + c] * r;
+        dq[i] += S[i * Vp + c] * dy;
+        read[i] -= S[i * Vp + c] * du;
+        write[i] += dS[i * Vp + c] * r;
       });
     }
     Unroll<kRows>([&](auto i) WEFT_INLINE {
+      const Lanes<T> k = Load(keys.kT + (d + i) * C);
       dq[i] *= q_scale;
       read[i] *= read_scale;
       write[i] *= write_scale;
-      dwhole += Load(keys.kT + (d + i) * C) * write[i];
+      from_state += Load(keys.qT + (d + i) * C) * dq[i] + k * read[i];
+      to_state += k * write[i];
     });
     for (int j = 0; j < C; ++j) {
-      const Lanes<T> xT = Load(scratch.xT + j * C), rT = Load(scratch.rT + j * C), x = Load(scratch.x + j * C),
-                     r = Load(scratch.r + j * C);
+      const Lanes<T> xT = Load(scratch.xT + j * C), rT = Load(scratch.rT + j * C),
+                     x = Load(scratch.x + j * C), r = Load(scratch.r + j * C);
       Unroll<kRows>([&](auto i) WEFT_INLINE {
         const T k = keys.kT[(d + i) * C + j];
         dq[i] += k * xT;
@@ -448,40 +518,49 @@ void BackwardBlock(const Inputs<T>& in, const Block& block, const BlockForward<T
       });
     }
     Unroll<kRows>([&](auto i) WEFT_INLINE {
-      const Lanes<T> k = Load(keys.kT + (d + i) * C), q = Load(keys.qT + (d + i) * C);
-      dgate += q * dq[i] + k * (read[i] - write[i]);
-      Store(scratch.dqT + (d + i) * C, dq[i] + diagonal * k);
-      Store(scratch.dkT + (d + i) * C, read[i] + write[i] + diagonal * q);
+      Store(scratch.dqT + (d + i) * C, dq[i]);
+      Store(scratch.dkT + (d + i) * C, read[i] + write[i]);
     });
   }
   StoreTransposed(scratch.dqT, block, in.K, grads.dq, grads.add_q);
   StoreTransposed(scratch.dkT, block, in.K, grads.dk, grads.add_k);
 
-  for (int64_t c = 0; c < in.Vp; c += C) {
-    for (int64_t d = 0; d < in.Kp; d += kRows) {
+  for (int64_t c = 0; c < Vp; c += C) {
+    for (int64_t d = 0; d < Kp; d += kRows) {
       Lanes<T> ds[kRows];
       Unroll<kRows>([&](auto i) WEFT_INLINE {
-        ds[i] = Load(dstate + (d + i) * in.Vp + c) * keys.whole;
-        dot_states += ds[i] * Load(forward.state + (d + i) * in.Vp + c);
+        ds[i] = Load(dstate + (d + i) * Vp + c) * keys.whole;
+        across += ds[i] * Load(forward.state + (d + i) * Vp + c);
       });
       Unroll<C>([&](auto t) WEFT_INLINE {
-        const Lanes<T> dy = Load(scratch.dy + t * in.Vp + c), dr = Load(scratch.dr + t * in.Vp + c);
+        const Lanes<T> dy = Load(scratch.dy + t * Vp + c), dr = Load(scratch.dr + t * Vp + c);
         Unroll<kRows>([&](auto i) WEFT_INLINE {
           ds[i] += keys.q_from_start[(d + i) * C + t] * dy;
           ds[i] -= keys.k_from_start[(d + i) * C + t] * dr;
         });
       });
-      Unroll<kRows>([&](auto i) WEFT_INLINE { Store(dstate + (d + i) * in.Vp + c, ds[i]); });
+      Unroll<kRows>([&](auto i) WEFT_INLINE { Store(dstate + (d + i) * Vp + c, ds[i]); });
     }
   }
 
-  // log_a_t scales everything that crosses from before t to t or later.
-  T suffix = 0;
-  for (int l = 0; l < C; ++l) suffix += dwhole[l] + dot_states[l];
-  for (int i = block.count - 1; i >= 0; --i) {
-    suffix += dgate[i];
-    Put(grads.dlog_a(block.begin + i), suffix, grads.add_log_a);
+  // log_a_t scales all that crosses from before t to t or later. Adding up just that, instead of
+  // differences of sums over rows and columns, keeps small gradients behind strong decays accurate.
+  Lanes<T> sum{};
+  Unroll<C>([&](auto k) WEFT_INLINE {
+    constexpr int t = C - 1 - k;
+    sum += Load(scratch.pairs + t * C);
+    pairs[t] = StrictlyLower<T>(t, sum);
+  });
+  Transpose(pairs);
+  sum = pairs[0];
+  Unroll<C - 1>([&](auto i) WEFT_INLINE { sum += pairs[i + 1]; });
+  T before = 0, after = 0;
+  for (int l = 0; l < C; ++l) before += across[l];
+  for (int i = block.count - 1; i >= 0; --i) sum[i] += after += from_state[i];
+  for (int i = 0; i < block.count; ++i) {
+    Put(grads.dlog_a(block.begin + i), T{sum[i] + before}, grads.add_log_a);
     Put(grads.dbeta(block.begin + i), T{dbeta[i]}, grads.add_beta);
+    before += to_state[i];
   }
 }
 
@@ -504,7 +583,8 @@ void Backward(CpuStream& stream, const GatedDeltaBwd& g) {
     std::vector<BlockForward<T>> forward;
     for (int64_t chunk = GatedDeltaChunks(L) - 1; chunk >= 0; --chunk) {
       const int64_t begin = chunk * kGatedDeltaChunk;
-      const std::vector<Block> blocks = Blocks(doc_start, b, begin, std::min(L, begin + kGatedDeltaChunk));
+      const std::vector<Block> blocks =
+          Blocks(doc_start, b, begin, std::min(L, begin + kGatedDeltaChunk));
       while (forward.size() < blocks.size()) forward.emplace_back(worker, in);
       LoadState(in, &states(b, chunk, h, 0), in.V, state);
       for (size_t i = 0; i < blocks.size(); ++i) {
@@ -520,14 +600,17 @@ void Backward(CpuStream& stream, const GatedDeltaBwd& g) {
         if (blocks[i].starts_document) std::fill_n(dstate, state_size, T{0});
       }
     }
-    if (dinitial) StoreState(in, dstate, &dinitial(b, h, 0, 0), dinitial.stride[2], g.dinitial.accumulate);
+    if (dinitial)
+      StoreState(in, dstate, &dinitial(b, h, 0, 0), dinitial.stride[2], g.dinitial.accumulate);
   });
 }
 
 }  // namespace
 
 void Run(CpuStream& stream, const GatedDeltaFwd& f) {
-  DispatchReal(f.q.dtype(), [&]<class T>() { f.q.dim(1) == 1 ? Recurrent<T>(stream, f) : Chunked<T>(stream, f); });
+  DispatchReal(f.q.dtype(), [&]<class T>() {
+    f.q.dim(1) == 1 ? Recurrent<T>(stream, f) : Chunked<T>(stream, f);
+  });
 }
 
 void Run(CpuStream& stream, const GatedDeltaBwd& g) {

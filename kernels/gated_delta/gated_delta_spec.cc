@@ -43,7 +43,8 @@ std::vector<double> PackedRows(int64_t B, int64_t T) {
   std::vector<std::vector<int64_t>> rows;
   for (int64_t b = 0; b < B; ++b) {
     rows.emplace_back();
-    for (int64_t t = 0, n = 0; t < T; t += n) rows.back().push_back(n = std::min(T - t, 30 + (t * 37 + b * 53) % 101));
+    for (int64_t t = 0, n = 0; t < T; t += n)
+      rows.back().push_back(n = std::min(T - t, 30 + (t * 37 + b * 53) % 101));
   }
   return Documents(rows);
 }
@@ -51,12 +52,15 @@ std::vector<double> PackedRows(int64_t B, int64_t T) {
 }  // namespace
 
 void AddOp_gated_delta(OpSuite& suite) {
-  OpSpec<GatedDeltaFwd, GatedDeltaBwd> spec{.name = "gated_delta",
-                                            .reference_f64 = GatedDeltaRef<double>,
-                                            .reference_complex = GatedDeltaRef<std::complex<double>>};
+  OpSpec<GatedDeltaFwd, GatedDeltaBwd> spec{
+      .name = "gated_delta",
+      .reference_f64 = GatedDeltaRef<double>,
+      .reference_complex = GatedDeltaRef<std::complex<double>>};
   const auto law = [&](const char* label, Sizes s, double beta_max, double log_a_min, bool state,
                        const std::vector<double>& doc_start = {}) {
-    spec.laws.push_back({label, [=](CaseMaker& make) { return Make(make, s, beta_max, log_a_min, state, doc_start); }});
+    spec.laws.push_back({label, [=](CaseMaker& make) {
+                           return Make(make, s, beta_max, log_a_min, state, doc_start);
+                         }});
   };
   law("B2_T1_H2_K3_V5_state", {2, 1, 2, 3, 5}, 1, -0.5, true);
   law("B2_T7_H2_K4_V6", {2, 7, 2, 4, 6}, 1, -0.3, false);
@@ -67,7 +71,8 @@ void AddOp_gated_delta(OpSuite& suite) {
   law("B2_T70_H1_K6_V9_documents", {2, 70, 1, 6, 9}, 2, -0.2, true,
       Documents({{1, 1, 15, 16, 17, 20}, {3, 63, 1, 1, 2}}));
   const auto bench = [&](const char* label, Sizes s, const std::vector<double>& doc_start = {}) {
-    spec.bench.push_back({label, [=](CaseMaker& make) { return Make(make, s, 1, -0.1, false, doc_start); }});
+    spec.bench.push_back(
+        {label, [=](CaseMaker& make) { return Make(make, s, 1, -0.1, false, doc_start); }});
   };
   bench("B16_T256_H4_K24_V48", {16, 256, 4, 24, 48});
   bench("B16_T256_H4_K32_V64", {16, 256, 4, 32, 64});

@@ -1,6 +1,6 @@
 #pragma once
-// Sixteen numbers that are worked on together: one AVX-512 register of floats. The compiler splits them where registers
-// are narrower, and for double.
+// Sixteen numbers that are worked on together: one AVX-512 register of floats. The compiler splits
+// them where registers are narrower, and for double.
 
 #include <cstdint>
 #include <type_traits>
@@ -37,7 +37,8 @@ template <int N, class F>
 WEFT_INLINE inline void Unroll(F&& f) {
   [&]<int... I>(std::integer_sequence<int, I...>) WEFT_INLINE {
     (f(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
+  }
+  (std::make_integer_sequence<int, N>{});
 }
 
 template <class T>
@@ -52,11 +53,13 @@ WEFT_INLINE inline void Store(T* p, const Lanes<T>& x) {
 // The first min(n, 16) lanes from memory, zero in the others.
 template <class T>
 WEFT_INLINE inline Lanes<T> Load(const T* p, int64_t n) {
-  if (n >= kLanes) [[likely]] return Load(p);
+  if (n >= kLanes) [[likely]]
+    return Load(p);
   if (n == 8) {
-    const typename LanesOf<T>::half half = *reinterpret_cast<const typename LanesOf<T>::unaligned_half*>(p);
-    return __builtin_shufflevector(half, typename LanesOf<T>::half{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
-                                   15);
+    const typename LanesOf<T>::half half =
+        *reinterpret_cast<const typename LanesOf<T>::unaligned_half*>(p);
+    return __builtin_shufflevector(half, typename LanesOf<T>::half{}, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+                                   10, 11, 12, 13, 14, 15);
   }
   alignas(64) T lanes[kLanes] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];

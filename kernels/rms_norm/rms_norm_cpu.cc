@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "kernels/rms_norm/rms_norm.h"
 
@@ -6,6 +8,8 @@ namespace weft {
 namespace {
 
 constexpr int64_t kRowsPerItem = 64;
+constexpr int64_t kRowsAtOnce =
+    8;  // backward: so that rows do not wait for one sum after the other
 
 template <class T>
 void Forward(CpuStream& stream, const RmsNormFwd& f) {
@@ -47,46 +51,55 @@ void Forward(CpuStream& stream, const RmsNormFwd& f) {
   });
 }
 
-// With n = h rstd and g = dy w:  dh = rstd (g - n mean(n g)),  dw = sum_rows dy n.
-template <class T>
+// With n = h rstd and g = dy w:  dh = rstd (g - n mean(n g)) + dsum,  dw = sum_rows dy n.
+template <class T, Residual kMode>
 void Backward(CpuStream& stream, const RmsNormBwd& b) {
-  const bool before = b.fwd.mode == Residual::kBefore, after = b.fwd.mode == Residual::kAfter;
-  const auto h = (before ? b.fwd.sum : b.fwd.x).Rows().template As<const T, 2>();
+  constexpr bool kBefore = kMode == Residual::kBefore;
+  const auto h = (kBefore ? b.fwd.sum : b.fwd.x).Rows().template As<const T, 2>();
   const auto dy = b.dy.Rows().template As<const T, 2>();
   const auto dsum = b.dsum.defined() ? b.dsum.Rows().template As<const T, 2>() : Nd<const T, 2>{};
   const auto w = b.fwd.w.As<const T, 1>();
   const auto rstd = b.fwd.rstd.As<const T, 1>();
   const auto dx = b.dx.Rows().template As<T, 2>();
-  const auto dres = before || after ? b.dresidual.Rows().template As<T, 2>() : Nd<T, 2>{};
+  const auto dres = kMode == Residual::kNone ? Nd<T, 2>{} : b.dresidual.Rows().template As<T, 2>();
   const auto dw = b.dw.template As<T, 1>();
+  const bool add_dx = b.dx.accumulate, add_dres = b.dresidual.accumulate;
   const int64_t rows = h.shape[0], D = h.shape[1];
   const int64_t items = (rows + kRowsPerItem - 1) / kRowsPerItem;
-  std::vector<T> partial(static_cast<size_t>(items * D));  // dw of each item, summed in order: bits stay fixed
+  // dw of each item, summed in order, so that bits do not depend on timing.
+  std::vector<T> partial(static_cast<size_t>(items * D));
   stream.ParallelRanges(rows, kRowsPerItem, [&](int64_t begin, int64_t end, Worker& worker) {
     T* dw_item = partial.data() + begin / kRowsPerItem * D;
-    T* dh = worker.Alloc<T>(D);
-    for (int64_t r = begin; r < end; ++r) {
-      const T* hr = &h(r, 0);
-      const T* dyr = &dy(r, 0);
-      const T scale = rstd(r);
-      T dot = 0;
+    T* zeros = worker.Alloc<T>(D);  // stands in for a dsum that is left out
+    std::fill_n(zeros, D, T{0});
+    for (int64_t first = begin; first < end; first += kRowsAtOnce) {
+      const int64_t last = std::min(end, first + kRowsAtOnce);
+      T mean[kRowsAtOnce];
+      for (int64_t r = first; r < last; ++r) {
+        const T* hr = &h(r, 0);
+        const T* dyr = &dy(r, 0);
+        const T scale = rstd(r);
+        T dot = 0;
 #pragma omp simd reduction(+ : dot)
-      for (int64_t d = 0; d < D; ++d) {
-        dot += dyr[d] * w.data[d] * hr[d];
-        dw_item[d] += dyr[d] * hr[d] * scale;
+        for (int64_t d = 0; d < D; ++d) {
+          dot += dyr[d] * w.data[d] * hr[d];
+          dw_item[d] += dyr[d] * hr[d] * scale;
+        }
+        mean[r - first] = dot * scale * scale / static_cast<T>(D);
       }
-      const T mean = dot * scale * scale / static_cast<T>(D);
-      for (int64_t d = 0; d < D; ++d) dh[d] = scale * (dyr[d] * w.data[d] - hr[d] * mean);
-      if (dsum) {
-        const T* ds = &dsum(r, 0);
-        for (int64_t d = 0; d < D; ++d) dh[d] += ds[d];
-      }
-      T* out = &dx(r, 0);
-      for (int64_t d = 0; d < D; ++d) Put(out[d], dh[d], b.dx.accumulate);
-      if (before || after) {
-        T* res = &dres(r, 0);
-        const T* from = before ? dh : dyr;
-        for (int64_t d = 0; d < D; ++d) Put(res[d], from[d], b.dresidual.accumulate);
+      for (int64_t r = first; r < last; ++r) {
+        const T* hr = &h(r, 0);
+        const T* dyr = &dy(r, 0);
+        const T* ds = dsum ? &dsum(r, 0) : zeros;
+        const T scale = rstd(r), m = mean[r - first];
+        T* out = &dx(r, 0);
+        T* res = kMode == Residual::kNone ? nullptr : &dres(r, 0);
+#pragma omp simd
+        for (int64_t d = 0; d < D; ++d) {
+          const T dh = scale * (dyr[d] * w.data[d] - hr[d] * m) + ds[d];
+          if constexpr (kMode != Residual::kNone) Put(res[d], kBefore ? dh : dyr[d], add_dres);
+          Put(out[d], dh, add_dx);
+        }
       }
     }
   });
@@ -104,7 +117,16 @@ void Run(CpuStream& stream, const RmsNormFwd& f) {
 }
 
 void Run(CpuStream& stream, const RmsNormBwd& b) {
-  DispatchReal(b.fwd.x.dtype(), [&]<class T>() { Backward<T>(stream, b); });
+  DispatchReal(b.fwd.x.dtype(), [&]<class T>() {
+    switch (b.fwd.mode) {
+      case Residual::kNone:
+        return Backward<T, Residual::kNone>(stream, b);
+      case Residual::kBefore:
+        return Backward<T, Residual::kBefore>(stream, b);
+      case Residual::kAfter:
+        return Backward<T, Residual::kAfter>(stream, b);
+    }
+  });
 }
 
 }  // namespace weft

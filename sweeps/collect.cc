@@ -1,0 +1,179 @@
+#include "sweeps/collect.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "experiments/run/journal.h"
+#include "kernels/base/check.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+using Integers = std::vector<int64_t>;
+using Numbers = std::vector<double>;
+using Texts = std::vector<std::string>;
+
+constexpr int64_t kSchemaVersion = 1;
+
+// The values of an axis, one per cell: integers or numbers where all are, texts otherwise.
+H5Column AxisColumn(const Study& study, size_t axis) {
+  const auto value_of = [axis](const PlannedCell& planned) -> const Setting::Value& { return planned.cell.axes.at(axis).value; };
+  const auto all = [&](auto holds) {
+    return std::all_of(study.cells.begin(), study.cells.end(), [&](const auto& cell) { return holds(value_of(cell)); });
+  };
+  const auto is_integer = [](const Setting::Value& v) { return std::holds_alternative<int64_t>(v); };
+  const auto is_number = [&](const Setting::Value& v) { return is_integer(v) || std::holds_alternative<double>(v); };
+  Integers integers;
+  Numbers numbers;
+  Texts texts;
+  for (const PlannedCell& planned : study.cells) {
+    const Setting::Value& value = value_of(planned);
+    if (const auto* i = std::get_if<int64_t>(&value)) {
+      integers.push_back(*i);
+      numbers.push_back(static_cast<double>(*i));
+    } else if (const auto* x = std::get_if<double>(&value)) {
+      numbers.push_back(*x);
+    }
+    const auto* text = std::get_if<std::string>(&value);
+    texts.push_back(text ? *text : ToToml(value));
+  }
+  if (all(is_integer)) return {study.axes[axis], "1", integers};
+  if (all(is_number)) return {study.axes[axis], "1", numbers};
+  return {study.axes[axis], "1", texts};
+}
+
+template <class T>
+H5Column Repeat(std::string name, const T& value, int64_t rows) {
+  return {std::move(name), "1", std::vector<T>(static_cast<size_t>(rows), value)};
+}
+
+// Appends the rows of `part`, which has the same columns.
+void Append(H5Table& table, const H5Table& part) {
+  if (table.columns.empty()) table.columns.resize(part.columns.size());
+  for (size_t c = 0; c < table.columns.size(); ++c) {
+    H5Column& to = table.columns[c];
+    const H5Column& from = part.columns[c];
+    if (to.name.empty()) {
+      to = from;
+      continue;
+    }
+    std::visit(
+        [&](auto& values) {
+          const auto* more = std::get_if<std::decay_t<decltype(values)>>(&from.values);
+          Check(more != nullptr, "column ", from.name, " of ", part.name, " differs in type between runs");
+          values.insert(values.end(), more->begin(), more->end());
+        },
+        to.values);
+  }
+}
+
+// The rows of /eval that `streams`, the tables of the cell's journal, hold; with no streams the columns alone.
+H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams) {
+  const Cell& cell = study.cells[i].cell;
+  const H5Table none{"/eval/", {{"step", "step", Integers()}, {"tokens", "token", Integers()}, {"difficulty", "1", Integers()},
+                                {"accuracy", "1", Numbers()}, {"nll", "nat/label", Numbers()}, {"labels", "label", Integers()},
+                                {"chance", "1", Numbers()}}};
+  H5Table all{"/eval", {}};
+  const auto append = [&](const H5Table& stream) {
+    const int64_t rows = stream.rows();
+    H5Table part{stream.name, {Repeat("cell", static_cast<int64_t>(i), rows), Repeat("variant", cell.variant, rows),
+                               Repeat("case", cell.case_name, rows)}};
+    for (const Setting& axis : cell.axes) {
+      if (axis.path == "seed") part.columns.push_back(Repeat("seed", std::get<int64_t>(axis.value), rows));
+    }
+    part.columns.push_back(stream.Column("step"));
+    part.columns.push_back(stream.Column("tokens"));
+    part.columns.push_back(Repeat("name", stream.name.substr(none.name.size()), rows));
+    for (const char* name : {"difficulty", "accuracy", "nll", "labels", "chance"}) part.columns.push_back(stream.Column(name));
+    Append(all, part);
+  };
+  append(none);
+  for (const H5Table& stream : streams) {
+    if (stream.name.starts_with(none.name)) append(stream);
+  }
+  return all;
+}
+
+// Likewise of /train.
+H5Table TrainOf(size_t i, const std::vector<H5Table>& streams) {
+  H5Table all{"/train", {{"cell", "1", Integers()}, {"step", "step", Integers()}, {"tokens", "token", Integers()}, {"loss", "nat/label", Numbers()}}};
+  for (const H5Table& stream : streams) {
+    if (stream.name != all.name) continue;
+    Append(all, {stream.name, {Repeat("cell", static_cast<int64_t>(i), stream.rows()), stream.Column("step"), stream.Column("tokens"), stream.Column("loss")}});
+  }
+  return all;
+}
+
+double SecondsOf(const std::vector<H5Table>& streams) {
+  for (const H5Table& stream : streams) {
+    if (stream.name == "/train" && stream.rows() > 0) return stream.Numbers("seconds").back();
+  }
+  return 0;
+}
+
+Texts Distinct(const Study& study, std::string Cell::*member) {
+  Texts names;
+  for (const PlannedCell& planned : study.cells) {
+    const std::string& name = planned.cell.*member;
+    if (!name.empty() && std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+  return names;
+}
+
+}  // namespace
+
+std::string Collect(const Study& study, std::vector<std::string>& problems) {
+  H5Table eval = EvalOf(study, 0, {}), train = TrainOf(0, {});
+  Integers index, exit_codes, parameters;
+  Texts variants, cases, run_ids, states;
+  Numbers flops, seconds;
+  for (size_t i = 0; i < study.cells.size(); ++i) {
+    const PlannedCell& planned = study.cells[i];
+    CellState state{"broken", -1, 0, 0, ""};
+    std::vector<H5Table> streams;
+    try {
+      state = StateOf(study, planned);
+      const std::string journal = study.RunDirectoryOf(planned) + "/journal.jsonl";
+      if (fs::exists(journal)) streams = ReadJournal(journal).tables;
+      const H5Table cell_eval = EvalOf(study, i, streams), cell_train = TrainOf(i, streams);
+      Append(eval, cell_eval);
+      Append(train, cell_train);
+    } catch (const Error& error) {
+      state.state = "broken";
+      problems.push_back(Cat("cell ", planned.cell.name, ": ", error.what()));
+    }
+    index.push_back(static_cast<int64_t>(i));
+    variants.push_back(planned.cell.variant);
+    cases.push_back(planned.cell.case_name);
+    run_ids.push_back(planned.plan.run_id);
+    states.push_back(state.state);
+    exit_codes.push_back(state.exit_code);
+    parameters.push_back(planned.plan.total);
+    flops.push_back(planned.plan.flops_per_token);
+    seconds.push_back(SecondsOf(streams));
+  }
+  H5Table cells{"/cells", {{"cell", "1", index}, {"variant", "1", variants}, {"case", "1", cases}}};
+  for (size_t a = 0; a < study.axes.size(); ++a) cells.columns.push_back(AxisColumn(study, a));
+  for (const H5Column& column : {H5Column{"run_id", "1", run_ids}, H5Column{"state", "1", states}, H5Column{"exit_code", "1", exit_codes},
+                                 H5Column{"parameters", "1", parameters}, H5Column{"flops_per_token", "FLOP/token", flops},
+                                 H5Column{"seconds", "s", seconds}}) {
+    cells.columns.push_back(column);
+  }
+
+  const std::string path = study.directory + "/sweep.h5";
+  WriteH5(path, {cells, eval, train},
+          {{"/",
+            {{"format", std::string("weft-sweep")},
+             {"schema_version", kSchemaVersion},
+             {"study", study.name},
+             {"question", study.question},
+             {"base", study.base},
+             {"axes", study.axes},
+             {"variants", Distinct(study, &Cell::variant)},
+             {"cases", Distinct(study, &Cell::case_name)},
+             {"sweep_toml", study.sweep_toml}}}});
+  return path;
+}
+
+}  // namespace weft
