@@ -1,10 +1,11 @@
 #include "experiments/train/trainer.h"
 
 #include <unistd.h>
-#include <xxhash.h>
 
+#include <algorithm>
 #include <cmath>
 
+#include "experiments/run/files.h"
 #include "kernels/adamw/adamw.h"
 #include "kernels/global_norm/global_norm.h"
 
@@ -37,6 +38,16 @@ Model::Loss Pass(Model& model, Stream& stream, Arena& arena, Batch& batch, int64
   tape.Seed(loss.total);
   tape.Backward(stream);
   return loss;
+}
+
+std::string FingerprintOf(const Text& text) {
+  std::string checksums;
+  for (const Split split : {Split::kTrain, Split::kEval}) {
+    const Text::Part& part = text.part(split);
+    const std::string_view starts(reinterpret_cast<const char*>(part.starts.data()), part.starts.size() * sizeof(int64_t));
+    checksums += ChecksumHex(part.bytes) + ChecksumHex(starts);
+  }
+  return ChecksumHex(checksums);
 }
 
 int64_t MemoryOfMachine() {
@@ -86,6 +97,7 @@ Trainer::Trainer(const Experiment& e, Stream& stream) : e_(e), stream_(stream) {
     CheckTask();
   } else {
     text_ = std::make_unique<Text>(e.data);
+    data_fingerprint_ = FingerprintOf(*text_);
     train_text_ = std::make_unique<TextSource>(*text_, Split::kTrain, e.DataSeed(), e.train.length);
     if (train_text_->windows() < e.train.batch) {
       Fail(ExitCode::kData, e.data.path, ": the training part has ", train_text_->windows(), " rows of ", e.train.length,
@@ -215,18 +227,6 @@ std::vector<Trainer::Evaluation> Trainer::Evaluate() {
     all.push_back({"text", 0, evaluator_->OnText(*held_out_text_, e_.train.length, e_.eval.rows)});
   }
   return all;
-}
-
-std::string Trainer::DataFingerprint() const {
-  if (!text_) return "";
-  XXH64_hash_t hash = 0;
-  for (const Split split : {Split::kTrain, Split::kEval}) {
-    const std::string& bytes = text_->part(split).bytes;
-    hash = XXH3_64bits_withSeed(bytes.data(), bytes.size(), hash);
-  }
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
 }
 
 }  // namespace weft
