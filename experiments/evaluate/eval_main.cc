@@ -32,7 +32,7 @@ int Main(CLI::App& app, int argc, char** argv) {
     Fail(ExitCode::kUsage, run, ": data.held_out = 0, so there is no text to evaluate on; expected a run that holds text out");
   }
   if (!json) {
-    fmt::print(stderr, "weft eval: {} at step {}\n", run, step);
+    std::cerr << "weft eval: " << run << " at step " << step << "\n";
     fmt::print("{}", EvaluationTable(*e, evaluations));
     return 0;
   }

@@ -84,7 +84,7 @@ int Main(CLI::App& app, int argc, char** argv) {
     }
     e = LoadExperiment(resume, overrides);
     if (ReadStatus(resume).state == RunState::kDone) {
-      fmt::print(stderr, "weft train: {} is done\n", resume);
+      std::cerr << "weft train: " << resume << " is done\n";
       return 0;
     }
   }
@@ -105,13 +105,13 @@ int Main(CLI::App& app, int argc, char** argv) {
   environment.push_back({"threads", static_cast<int64_t>(threads)});
   RunDirectory run = RunDirectory::Create({out, e->study, e->Fields(), e->origins(), e->source_text(), environment});
   if (run.existed() && ReadStatus(run.path()).state == RunState::kDone) {
-    fmt::print(stderr, "weft train: {} is done\n", run.path());
+    std::cerr << "weft train: " << run.path() << " is done\n";
     return 0;
   }
   if (run.existed() && (run.journal().size() > 0)) {
     Fail(ExitCode::kFailure, run.path(), " has been started already; continue it with: weft train --resume ", run.path());
   }
-  fmt::print(stderr, "weft train: {}\n", run.path());
+  std::cerr << "weft train: " << run.path() << "\n";
   return static_cast<int>(TrainToEnd(*e, run, trainer, 0));
 }
 
