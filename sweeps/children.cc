@@ -43,7 +43,8 @@ pid_t Children::Start(const std::vector<std::string>& argv, int out, int err) {
   if (pid == 0) {
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(static_cast<int>(ExitCode::kRequeue));  // it died before the line above
+    if (getppid() != parent)
+      _exit(static_cast<int>(ExitCode::kRequeue));  // it died before the line above
     dup2(nothing.get(), STDIN_FILENO);
     dup2(out, STDOUT_FILENO);
     dup2(err, STDERR_FILENO);
@@ -82,13 +83,16 @@ Descriptor MakeCapture() {
   return file;
 }
 
-std::string ReadCapture(const Descriptor& capture) { return ReadFile(Cat("/proc/self/fd/", capture.get())); }
+std::string ReadCapture(const Descriptor& capture) {
+  return ReadFile(Cat("/proc/self/fd/", capture.get()));
+}
 
 std::string LastLine(const std::string& text) {
   const size_t end = text.find_last_not_of(" \r\n");
   if (end == std::string::npos) return "";
   const size_t begin = text.find_last_of("\r\n", end);
-  return text.substr(begin == std::string::npos ? 0 : begin + 1, end - (begin == std::string::npos ? 0 : begin + 1) + 1);
+  return text.substr(begin == std::string::npos ? 0 : begin + 1,
+                     end - (begin == std::string::npos ? 0 : begin + 1) + 1);
 }
 
 int CoresOfProcess() {

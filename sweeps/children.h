@@ -10,8 +10,9 @@
 
 namespace weft {
 
-// Holds SIGCHLD, SIGINT, SIGTERM and SIGUSR1 as long as it lives. The first is waited for, the others are passed on to
-// the children: SIGINT as it is, the rest as SIGTERM. A child gets SIGTERM when this process dies, whatever kills it.
+// Holds SIGCHLD, SIGINT, SIGTERM and SIGUSR1 as long as it lives. The first is waited for, the
+// others are passed on to the children: SIGINT as it is, the rest as SIGTERM. A child gets SIGTERM
+// when this process dies, whatever kills it.
 class Children {
  public:
   Children();
@@ -23,7 +24,8 @@ class Children {
     int exit_code;  // 128 + signal when a signal ended it
   };
 
-  // Runs argv[0] with stdin from /dev/null in a process group of its own, so that Ctrl-C reaches it only through here.
+  // Runs argv[0] with stdin from /dev/null in a process group of its own, so that Ctrl-C reaches it
+  // only through here.
   pid_t Start(const std::vector<std::string>& argv, int out, int err);
   // Sleeps until a child ends, a signal arrives or `seconds` have passed.
   std::vector<Ended> Wait(double seconds);

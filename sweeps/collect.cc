@@ -18,12 +18,19 @@ constexpr int64_t kSchemaVersion = 1;
 
 // The values of an axis, one per cell: integers or numbers where all are, texts otherwise.
 H5Column AxisColumn(const Study& study, size_t axis) {
-  const auto value_of = [axis](const PlannedCell& planned) -> const Setting::Value& { return planned.cell.axes.at(axis).value; };
-  const auto all = [&](auto holds) {
-    return std::all_of(study.cells.begin(), study.cells.end(), [&](const auto& cell) { return holds(value_of(cell)); });
+  const auto value_of = [axis](const PlannedCell& planned) -> const Setting::Value& {
+    return planned.cell.axes.at(axis).value;
   };
-  const auto is_integer = [](const Setting::Value& v) { return std::holds_alternative<int64_t>(v); };
-  const auto is_number = [&](const Setting::Value& v) { return is_integer(v) || std::holds_alternative<double>(v); };
+  const auto all = [&](auto holds) {
+    return std::all_of(study.cells.begin(), study.cells.end(),
+                       [&](const auto& cell) { return holds(value_of(cell)); });
+  };
+  const auto is_integer = [](const Setting::Value& v) {
+    return std::holds_alternative<int64_t>(v);
+  };
+  const auto is_number = [&](const Setting::Value& v) {
+    return is_integer(v) || std::holds_alternative<double>(v);
+  };
   Integers integers;
   Numbers numbers;
   Texts texts;
@@ -61,31 +68,41 @@ void Append(H5Table& table, const H5Table& part) {
     std::visit(
         [&](auto& values) {
           const auto* more = std::get_if<std::decay_t<decltype(values)>>(&from.values);
-          Check(more != nullptr, "column ", from.name, " of ", part.name, " differs in type between runs");
+          Check(more != nullptr, "column ", from.name, " of ", part.name,
+                " differs in type between runs");
           values.insert(values.end(), more->begin(), more->end());
         },
         to.values);
   }
 }
 
-// The rows of /eval that `streams`, the tables of the cell's journal, hold; with no streams the columns alone.
+// The rows of /eval that `streams`, the tables of the cell's journal, hold; with no streams the
+// columns alone.
 H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams) {
   const Cell& cell = study.cells[i].cell;
-  const H5Table none{"/eval/", {{"step", "step", Integers()}, {"tokens", "token", Integers()}, {"difficulty", "1", Integers()},
-                                {"accuracy", "1", Numbers()}, {"nll", "nat/label", Numbers()}, {"labels", "label", Integers()},
-                                {"chance", "1", Numbers()}}};
+  const H5Table none{"/eval/",
+                     {{"step", "step", Integers()},
+                      {"tokens", "token", Integers()},
+                      {"difficulty", "1", Integers()},
+                      {"accuracy", "1", Numbers()},
+                      {"nll", "nat/label", Numbers()},
+                      {"labels", "label", Integers()},
+                      {"chance", "1", Numbers()}}};
   H5Table all{"/eval", {}};
   const auto append = [&](const H5Table& stream) {
     const int64_t rows = stream.rows();
-    H5Table part{stream.name, {Repeat("cell", static_cast<int64_t>(i), rows), Repeat("variant", cell.variant, rows),
-                               Repeat("case", cell.case_name, rows)}};
+    H5Table part{stream.name,
+                 {Repeat("cell", static_cast<int64_t>(i), rows),
+                  Repeat("variant", cell.variant, rows), Repeat("case", cell.case_name, rows)}};
     for (const Setting& axis : cell.axes) {
-      if (axis.path == "seed") part.columns.push_back(Repeat("seed", std::get<int64_t>(axis.value), rows));
+      if (axis.path == "seed")
+        part.columns.push_back(Repeat("seed", std::get<int64_t>(axis.value), rows));
     }
     part.columns.push_back(stream.Column("step"));
     part.columns.push_back(stream.Column("tokens"));
     part.columns.push_back(Repeat("name", stream.name.substr(none.name.size()), rows));
-    for (const char* name : {"difficulty", "accuracy", "nll", "labels", "chance"}) part.columns.push_back(stream.Column(name));
+    for (const char* name : {"difficulty", "accuracy", "nll", "labels", "chance"})
+      part.columns.push_back(stream.Column(name));
     Append(all, part);
   };
   append(none);
@@ -97,10 +114,16 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
 
 // Likewise of /train.
 H5Table TrainOf(size_t i, const std::vector<H5Table>& streams) {
-  H5Table all{"/train", {{"cell", "1", Integers()}, {"step", "step", Integers()}, {"tokens", "token", Integers()}, {"loss", "nat/label", Numbers()}}};
+  H5Table all{"/train",
+              {{"cell", "1", Integers()},
+               {"step", "step", Integers()},
+               {"tokens", "token", Integers()},
+               {"loss", "nat/label", Numbers()}}};
   for (const H5Table& stream : streams) {
     if (stream.name != all.name) continue;
-    Append(all, {stream.name, {Repeat("cell", static_cast<int64_t>(i), stream.rows()), stream.Column("step"), stream.Column("tokens"), stream.Column("loss")}});
+    Append(all, {stream.name,
+                 {Repeat("cell", static_cast<int64_t>(i), stream.rows()), stream.Column("step"),
+                  stream.Column("tokens"), stream.Column("loss")}});
   }
   return all;
 }
@@ -116,7 +139,8 @@ Texts Distinct(const Study& study, std::string Cell::*member) {
   Texts names;
   for (const PlannedCell& planned : study.cells) {
     const std::string& name = planned.cell.*member;
-    if (!name.empty() && std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+    if (!name.empty() && std::find(names.begin(), names.end(), name) == names.end())
+      names.push_back(name);
   }
   return names;
 }
@@ -155,9 +179,10 @@ std::string Collect(const Study& study, std::vector<std::string>& problems) {
   }
   H5Table cells{"/cells", {{"cell", "1", index}, {"variant", "1", variants}, {"case", "1", cases}}};
   for (size_t a = 0; a < study.axes.size(); ++a) cells.columns.push_back(AxisColumn(study, a));
-  for (const H5Column& column : {H5Column{"run_id", "1", run_ids}, H5Column{"state", "1", states}, H5Column{"exit_code", "1", exit_codes},
-                                 H5Column{"parameters", "1", parameters}, H5Column{"flops_per_token", "FLOP/token", flops},
-                                 H5Column{"seconds", "s", seconds}}) {
+  for (const H5Column& column :
+       {H5Column{"run_id", "1", run_ids}, H5Column{"state", "1", states},
+        H5Column{"exit_code", "1", exit_codes}, H5Column{"parameters", "1", parameters},
+        H5Column{"flops_per_token", "FLOP/token", flops}, H5Column{"seconds", "s", seconds}}) {
     cells.columns.push_back(column);
   }
 

@@ -1,12 +1,15 @@
 #pragma once
 // The results of a study in one file, for analysis: OUT/<study>/sweep.h5.
 //
-//   /cells  cell variant case <one column per axis> run_id state exit_code parameters flops_per_token seconds
+//   /cells  cell variant case <one column per axis> run_id state exit_code parameters
+//           flops_per_token seconds
 //   /eval   cell variant case [seed] step tokens name difficulty accuracy nll labels chance
 //   /train  cell step tokens loss
-//   attributes of /: format "weft-sweep", schema_version, study, question, base, axes, variants, cases, sweep_toml
+//   /       attributes format "weft-sweep", schema_version, study, question, base, axes, variants,
+//           cases, sweep_toml
 //
-// `cell` is the row of /cells. Numbers come from the journals of the runs, so that a run in progress is in it too.
+// `cell` is the row of /cells. Numbers come from the journals of the runs, so that a run in
+// progress is in it too.
 
 #include "sweeps/study.h"
 

@@ -12,7 +12,6 @@
 #include <deque>
 #include <filesystem>
 #include <functional>
-#include <optional>
 #include <queue>
 
 #include "experiments/run/files.h"
@@ -26,10 +25,13 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr int kMostRequeues = 3;
-constexpr double kRefreshSeconds = 0.5;  // of the progress line, and of looking for cells that others write
+constexpr double kRefreshSeconds =
+    0.5;  // of the progress line, and of looking for cells that others write
 constexpr double kIdleSeconds = 60;
 
-double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 struct Attempt {
   size_t cell;
@@ -47,25 +49,35 @@ class Pool {
       if (state.state == "done") {
         ++done_;
       } else if (state.state == "diverged") {
-        Report(i, "diverged before and is left as it is; to run it again, remove " + study.RunDirectoryOf(study.cells[i]));
+        Report(i, "diverged before and is left as it is; to run it again, remove " +
+                      study.RunDirectoryOf(study.cells[i]));
         ++failed_;
       } else {
         queue_.push_back(i);
       }
     }
-    std::stable_sort(queue_.begin(), queue_.end(), [&](size_t a, size_t b) { return Left(a) > Left(b); });
+    std::stable_sort(queue_.begin(), queue_.end(),
+                     [&](size_t a, size_t b) { return Left(a) > Left(b); });
   }
 
   int Run() {
-    if (done_ + failed_ > 0) Say(fmt::format("{} of {} cells have ended before", done_ + failed_, study_.cells.size()));
+    if (done_ + failed_ > 0)
+      Say(fmt::format("{} of {} cells have ended before", done_ + failed_, study_.cells.size()));
     for (;;) {
-      while (children_.stop_signal() == 0 && running_.size() < static_cast<size_t>(options_.jobs) && StartNext()) {
+      while (children_.stop_signal() == 0 && running_.size() < static_cast<size_t>(options_.jobs) &&
+             StartNext()) {
       }
       const bool waits = !queue_.empty() && children_.stop_signal() == 0;
       if (running_.empty() && !waits) break;
       Draw();
       const bool adopted = waits && running_.size() < static_cast<size_t>(options_.jobs);
-      for (const Children::Ended& ended : children_.Wait(terminal_ || adopted ? kRefreshSeconds : kIdleSeconds)) End(ended);
+      const bool was_stopping = children_.stop_signal() != 0;
+      for (const Children::Ended& ended :
+           children_.Wait(terminal_ || adopted ? kRefreshSeconds : kIdleSeconds))
+        End(ended);
+      if (!was_stopping && children_.stop_signal() != 0 && !running_.empty()) {
+        Say(fmt::format("stopping: waiting for the checkpoints of {} cells", running_.size()));
+      }
     }
     Say("");
     return children_.stop_signal();
@@ -76,7 +88,8 @@ class Pool {
   double Left(size_t i) const {
     const Plan& plan = study_.cells[i].plan;
     const double step = static_cast<double>(StateOf(study_, study_.cells[i]).step);
-    return plan.seconds * std::max(0.0, 1 - step / static_cast<double>(std::max<int64_t>(1, plan.steps)));
+    return plan.seconds *
+           std::max(0.0, 1 - step / static_cast<double>(std::max<int64_t>(1, plan.steps)));
   }
 
   // Starts the first cell of the queue that no other process writes. False when there is none.
@@ -103,17 +116,21 @@ class Pool {
       argv.insert(argv.end(), arguments.begin(), arguments.end());
       argv.insert(argv.end(), {"--out", fs::path(study_.directory).parent_path().string()});
     }
-    // A file, not a pipe: the cell outlives this process by a checkpoint, and must be able to speak until then.
-    const Descriptor output(open(error_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644));
+    // A file, not a pipe: the cell outlives this process by a checkpoint, and must be able to speak
+    // until then.
+    const Descriptor output(
+        open(error_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644));
     if (output.get() < 0) FailWrite(error_file, "write", errno);
     cell.exit_code = 0;
     cell.error.clear();
-    running_.push_back({i, children_.Start(argv, output.get(), output.get()), Clock::now(), state.step});
+    running_.push_back(
+        {i, children_.Start(argv, output.get(), output.get()), Clock::now(), state.step});
     return true;
   }
 
   void End(const Children::Ended& ended) {
-    const auto attempt = std::find_if(running_.begin(), running_.end(), [&](const Attempt& a) { return a.pid == ended.pid; });
+    const auto attempt = std::find_if(running_.begin(), running_.end(),
+                                      [&](const Attempt& a) { return a.pid == ended.pid; });
     const size_t i = attempt->cell;
     const double seconds = SecondsSince(attempt->start);
     busy_seconds_ += seconds;
@@ -123,7 +140,8 @@ class Pool {
     const CellState state = StateOf(study_, cell);
     worked_ += Worked(i, first_step, state.step);
 
-    const bool stopped = children_.stop_signal() != 0 && ended.exit_code >= static_cast<int>(ExitCode::kRequeue);
+    const bool stopped =
+        children_.stop_signal() != 0 && ended.exit_code >= static_cast<int>(ExitCode::kRequeue);
     if (ended.exit_code == 0 && state.state == "done") {
       ++done_;
       unlink(study_.ErrorFileOf(cell).c_str());
@@ -131,7 +149,8 @@ class Pool {
     } else if (stopped) {
       unlink(study_.ErrorFileOf(cell).c_str());
       Report(i, fmt::format("stopped at step {} of {}", state.step, state.steps));
-    } else if (ended.exit_code == static_cast<int>(ExitCode::kRequeue) && ++requeues_[i] <= kMostRequeues) {
+    } else if (ended.exit_code == static_cast<int>(ExitCode::kRequeue) &&
+               ++requeues_[i] <= kMostRequeues) {
       queue_.push_front(i);
       Report(i, fmt::format("asked to be run again at step {} of {}", state.step, state.steps));
     } else {
@@ -139,9 +158,11 @@ class Pool {
       cell.error = LastLine(ReadFile(study_.ErrorFileOf(cell)));
       if (ended.exit_code == 0) cell.error = "the trainer exited with 0, but the run is not done";
       if (ended.exit_code > 128 && ended.exit_code != static_cast<int>(ExitCode::kInterrupted)) {
-        cell.error = fmt::format("killed by signal {}{}{}", ended.exit_code - 128, cell.error.empty() ? "" : "; it last said: ", cell.error);
+        cell.error = fmt::format("killed by signal {}{}{}", ended.exit_code - 128,
+                                 cell.error.empty() ? "" : "; it last said: ", cell.error);
       }
-      cell.exit_code = ended.exit_code == 0 ? static_cast<int>(ExitCode::kFailure) : ended.exit_code;
+      cell.exit_code =
+          ended.exit_code == 0 ? static_cast<int>(ExitCode::kFailure) : ended.exit_code;
       WriteStudy(study_);
       Report(i, fmt::format("failed with exit code {}: {}", cell.exit_code, cell.error));
     }
@@ -149,12 +170,14 @@ class Pool {
 
   double Worked(size_t i, int64_t from, int64_t to) const {
     const Plan& plan = study_.cells[i].plan;
-    return plan.seconds * static_cast<double>(std::max<int64_t>(0, to - from)) / static_cast<double>(std::max<int64_t>(1, plan.steps));
+    return plan.seconds * static_cast<double>(std::max<int64_t>(0, to - from)) /
+           static_cast<double>(std::max<int64_t>(1, plan.steps));
   }
 
   // One line per cell that ended.
   void Report(size_t i, const std::string& what) const {
-    Say(fmt::format("[{}/{}] {}: {}", done_ + failed_, study_.cells.size(), study_.cells[i].cell.name, what));
+    Say(fmt::format("[{}/{}] {}: {}", done_ + failed_, study_.cells.size(),
+                    study_.cells[i].cell.name, what));
   }
   void Say(const std::string& line) const {
     if (terminal_) fmt::print(stderr, "\r\033[K");
@@ -173,15 +196,18 @@ class Pool {
       worked += Worked(attempt.cell, attempt.first_step, state.step);
       busy += SecondsSince(attempt.start);
       running.push_back(Left(attempt.cell));
-      cells += fmt::format("  {} {}/{}", study_.cells[attempt.cell].cell.name, state.step, state.steps);
+      cells +=
+          fmt::format("  {} {}/{}", study_.cells[attempt.cell].cell.name, state.step, state.steps);
     }
     for (const size_t i : queue_) queued.push_back(Left(i));
     // Until a cell has made a step, the trainer's estimates are all there is to go by.
     const double slowness = worked > 0 ? busy / worked : 1;
-    std::string line = fmt::format("{}/{} done, {} running, {} failed, {} left{}", done_, study_.cells.size(), running_.size(),
-                                   failed_, DurationText(slowness * Makespan(running, queued, options_.jobs)), cells);
+    std::string line = fmt::format(
+        "{}/{} done, {} running, {} failed, {} left{}", done_, study_.cells.size(), running_.size(),
+        failed_, DurationText(slowness * Makespan(running, queued, options_.jobs)), cells);
     winsize window = {};
-    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1) line.resize(std::min<size_t>(line.size(), window.ws_col - 1u));
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1)
+      line.resize(std::min<size_t>(line.size(), window.ws_col - 1u));
     fmt::print(stderr, "\r\033[K{}", line);
     std::fflush(stderr);
   }
@@ -202,7 +228,8 @@ class Pool {
 }  // namespace
 
 double Makespan(const std::vector<double>& running, const std::vector<double>& queued, int jobs) {
-  std::priority_queue<double, std::vector<double>, std::greater<>> free_at(running.begin(), running.end());
+  std::priority_queue<double, std::vector<double>, std::greater<>> free_at(running.begin(),
+                                                                           running.end());
   double last = 0;
   for (const double r : running) last = std::max(last, r);
   while (free_at.size() < static_cast<size_t>(jobs)) free_at.push(0);

@@ -14,16 +14,18 @@ struct PoolOptions {
   int threads = 1;      // of each cell
 };
 
-// Seconds until `jobs` workers are through: `running` holds what each busy one has left, `queued` is taken in order.
+// Seconds until `jobs` workers are through: `running` holds what each busy one has left, `queued`
+// is taken in order.
 double Makespan(const std::vector<double>& running, const std::vector<double>& queued, int jobs);
 
 // "1h02m", "3m10s", "12s"
 std::string DurationText(double seconds);
 
-// Brings every cell to its end that is not there yet: cells that were started are resumed, a cell that another process
-// writes is waited for, the longest are taken first. A cell that fails is noted in the study's files and stops no other;
-// one that exits with kRequeue is run again. Diverged cells are left: they would diverge again.
-// Progress goes to stderr. Returns the signal that stopped it, after all children have ended; 0 = none did.
+// Brings every cell to its end that is not there yet: cells that were started are resumed, a cell
+// that another process writes is waited for, the longest are taken first. A cell that fails is
+// noted in the study's files and stops no other; one that exits with kRequeue is run again.
+// Diverged cells are left: they would diverge again. Progress goes to stderr. Returns the signal
+// that stopped it, after all children have ended; 0 = none did.
 int RunPool(const Sweep& sweep, Study& study, const PoolOptions& options);
 
 }  // namespace weft

@@ -50,7 +50,11 @@ Json ToJson(const PlannedCell& planned) {
           {"case", planned.cell.case_name},
           {"axes", axes},
           {"run_id", plan.run_id},
-          {"parameters", {{"total", plan.total}, {"embedding", plan.embedding}, {"head", plan.head}, {"body", plan.body}}},
+          {"parameters",
+           {{"total", plan.total},
+            {"embedding", plan.embedding},
+            {"head", plan.head},
+            {"body", plan.body}}},
           {"flops_per_token", plan.flops_per_token},
           {"training_flops_per_token", plan.training_flops_per_token},
           {"tokens", plan.tokens},
@@ -85,7 +89,8 @@ std::string Explain(const Sweep& sweep, const Cell& cell, std::string message) {
     const std::string flag = "--" + setting.path + ": ";
     if (message.starts_with(flag)) return setting.origin + ": " + message.substr(flag.size());
   }
-  return Cat(sweep.path, ": cell ", cell.name, ": ", message.empty() ? "weft-train gave no reason" : message);
+  return Cat(sweep.path, ": cell ", cell.name, ": ",
+             message.empty() ? "weft-train gave no reason" : message);
 }
 
 void CheckDistinct(const Sweep& sweep, const std::vector<PlannedCell>& cells) {
@@ -93,8 +98,8 @@ void CheckDistinct(const Sweep& sweep, const std::vector<PlannedCell>& cells) {
   for (const PlannedCell& planned : cells) {
     const auto [first, is_new] = names.emplace(planned.plan.run_id, planned.cell.name);
     if (!is_new) {
-      Fail(ExitCode::kUsage, sweep.path, ": cells ", first->second, " and ", planned.cell.name, " are the same run ",
-           planned.plan.run_id, "; make their settings differ or drop one");
+      Fail(ExitCode::kUsage, sweep.path, ": cells ", first->second, " and ", planned.cell.name,
+           " are the same run ", planned.plan.run_id, "; make their settings differ or drop one");
     }
   }
 }
@@ -102,8 +107,10 @@ void CheckDistinct(const Sweep& sweep, const std::vector<PlannedCell>& cells) {
 }  // namespace
 
 std::vector<std::string> ArgumentsOf(const Sweep& sweep, const Cell& cell, int threads) {
-  // --set rather than --KEY: a key that is called like an option of the trainer is an unknown key, not the option.
-  std::vector<std::string> arguments = {sweep.base, "--set", Cat("threads=", threads), "--set", "study=" + sweep.study};
+  // --set rather than --KEY: a key that is called like an option of the trainer is an unknown key,
+  // not the option.
+  std::vector<std::string> arguments = {sweep.base, "--set", Cat("threads=", threads), "--set",
+                                        "study=" + sweep.study};
   for (const Setting& setting : cell.settings) {
     arguments.push_back("--set");
     arguments.push_back(setting.path + "=" + ToToml(setting.value));
@@ -111,8 +118,10 @@ std::vector<std::string> ArgumentsOf(const Sweep& sweep, const Cell& cell, int t
   return arguments;
 }
 
-Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& trainer, int threads_per_cell) {
-  if (!fs::exists(trainer)) Fail(ExitCode::kFailure, trainer, ": is missing; build it with: weft build");
+Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& trainer,
+                int threads_per_cell) {
+  if (!fs::exists(trainer))
+    Fail(ExitCode::kFailure, trainer, ": is missing; build it, it belongs beside weft-sweep");
   struct DryRun {
     pid_t pid = 0;
     Descriptor out = MakeCapture(), err = MakeCapture();
@@ -120,21 +129,23 @@ Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& t
   };
   std::map<size_t, DryRun> running;  // by cell
   std::vector<PlannedCell> cells(sweep.cells.size());
-  std::map<size_t, Error> errors;    // the first cell's is reported, whichever ended first
+  std::map<size_t, Error> errors;  // the first cell's is reported, whichever ended first
   Children children;
   const auto finish = [&](size_t i, const DryRun& run) {
     const Cell& cell = sweep.cells[i];
     const Json json = Json::parse(ReadCapture(run.out), nullptr, false);
     if (run.exit_code != 0) {
-      errors.emplace(i, Error(static_cast<ExitCode>(run.exit_code), Explain(sweep, cell, LastLine(ReadCapture(run.err)))));
+      errors.emplace(i, Error(static_cast<ExitCode>(run.exit_code),
+                              Explain(sweep, cell, LastLine(ReadCapture(run.err)))));
       return;
     }
     try {
       cells[i].cell = cell;
       cells[i].plan = PlanFrom(json);
     } catch (const Json::exception& error) {
-      errors.emplace(i, Error(ExitCode::kFailure, Cat(trainer, " --dry-run --json of cell ", cell.name,
-                                                      " printed no plan: ", error.what())));
+      errors.emplace(i,
+                     Error(ExitCode::kFailure, Cat(trainer, " --dry-run --json of cell ", cell.name,
+                                                   " printed no plan: ", error.what())));
     }
   };
   const auto cores = static_cast<size_t>(CoresOfProcess());
@@ -142,7 +153,8 @@ Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& t
     while (errors.empty() && next < cells.size() && running.size() < cores) {
       std::vector<std::string> argv = ArgumentsOf(sweep, sweep.cells[next], threads_per_cell);
       argv.insert(argv.begin(), trainer);
-      for (const std::string& more : {std::string("--out"), out, std::string("--dry-run"), std::string("--json")}) {
+      for (const std::string& more :
+           {std::string("--out"), out, std::string("--dry-run"), std::string("--json")}) {
         argv.push_back(more);
       }
       DryRun run;
@@ -150,22 +162,29 @@ Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& t
       running.emplace(next++, std::move(run));
     }
     for (const Children::Ended& ended : children.Wait(60)) {
-      const auto run = std::find_if(running.begin(), running.end(), [&](const auto& r) { return r.second.pid == ended.pid; });
+      const auto run = std::find_if(running.begin(), running.end(),
+                                    [&](const auto& r) { return r.second.pid == ended.pid; });
       run->second.exit_code = ended.exit_code;
       finish(run->first, run->second);
       running.erase(run);
     }
     if (children.stop_signal() != 0) {
-      Fail(children.stop_signal() == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue, "stopped before any cell was started");
+      Fail(children.stop_signal() == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue,
+           "stopped before any cell was started");
     }
   }
   if (!errors.empty()) throw errors.begin()->second;
   CheckDistinct(sweep, cells);
-  return {out + "/" + sweep.study, sweep.text, sweep.question, sweep.base, sweep.study, sweep.axes, std::move(cells)};
+  return {out + "/" + sweep.study, sweep.text, sweep.question, sweep.base, sweep.study, sweep.axes,
+          std::move(cells)};
 }
 
 std::string Study::ToJson() const {
-  Json json = {{"study", name}, {"question", question}, {"base", base}, {"directory", directory}, {"axes", axes}};
+  Json json = {{"study", name},
+               {"question", question},
+               {"base", base},
+               {"directory", directory},
+               {"axes", axes}};
   json["cells"] = Json::array();
   for (const PlannedCell& cell : cells) json["cells"].push_back(weft::ToJson(cell));
   return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
@@ -178,16 +197,23 @@ void WriteStudy(const Study& study) {
 
 Study ReadStudy(const std::string& directory) {
   const std::string path = directory + "/sweep.json";
-  if (!fs::exists(path)) Fail(ExitCode::kData, path, ": is missing; start the sweep with: weft sweep run");
+  if (!fs::exists(path))
+    Fail(ExitCode::kData, path, ": is missing; start the sweep with: weft sweep run");
   const std::string text = ReadFile(path);
   try {
     const Json json = Json::parse(text);
-    Study study{directory, ReadFile(directory + "/sweep.toml"), json.at("question"), json.at("base"), json.at("study"),
-                json.at("axes"), {}};
+    Study study{directory,
+                ReadFile(directory + "/sweep.toml"),
+                json.at("question"),
+                json.at("base"),
+                json.at("study"),
+                json.at("axes"),
+                {}};
     for (const Json& cell : json.at("cells")) study.cells.push_back(CellFrom(cell, path));
     return study;
   } catch (const Json::exception& error) {
-    Fail(ExitCode::kData, path, ": is broken: ", error.what(), "; write it again with: weft sweep run");
+    Fail(ExitCode::kData, path, ": is broken: ", error.what(),
+         "; write it again with: weft sweep run");
   }
 }
 
@@ -195,7 +221,12 @@ CellState StateOf(const Study& study, const PlannedCell& cell) {
   const std::string run = study.RunDirectoryOf(cell);
   CellState state{"queued", -1, 0, cell.plan.steps, cell.error};
   if (fs::exists(run + "/status.json")) {
-    const Status status = ReadStatus(run);
+    Status status;
+    try {
+      status = ReadStatus(run);
+    } catch (const Error& error) {
+      return {"failed", static_cast<int>(error.code()), 0, cell.plan.steps, error.what()};
+    }
     state.step = status.step;
     state.message = status.message;
     const auto ended = [&](std::string_view name) {

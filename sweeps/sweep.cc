@@ -40,7 +40,8 @@ class Reader {
       const toml::source_position at = key.source().begin;
       found.push_back({at, {std::string(key.str()), &node, Cat(path_, ":", at.line)}});
     }
-    std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::sort(found.begin(), found.end(),
+              [](const auto& a, const auto& b) { return a.first < b.first; });
     std::vector<Entry> entries;
     for (auto& [at, entry] : found) entries.push_back(std::move(entry));
     return entries;
@@ -49,7 +50,8 @@ class Reader {
   std::string Text(const Entry& entry) const {
     const auto* text = entry.node->as_string();
     if (text == nullptr || text->get().empty()) {
-      Fail(ExitCode::kUsage, entry.where, ": ", entry.key, " is ", Shown(*entry.node), ", expected a text in quotes");
+      Fail(ExitCode::kUsage, entry.where, ": ", entry.key, " is ", Shown(*entry.node),
+           ", expected a text in quotes");
     }
     return text->get();
   }
@@ -59,7 +61,8 @@ class Reader {
     Choices choices;
     for (const Entry& entry : EntriesOf(Table(section))) {
       const std::string path = section.key + "." + entry.key;
-      if (entry.key.empty()) Fail(ExitCode::kUsage, entry.where, ": a name in [", section.key, "] is empty");
+      if (entry.key.empty())
+        Fail(ExitCode::kUsage, entry.where, ": a name in [", section.key, "] is empty");
       const toml::table* table = entry.node->as_table();
       if (table == nullptr) {
         Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
@@ -67,10 +70,12 @@ class Reader {
       }
       Choice choice{entry.key, {}};
       Flatten(*table, "", path, [&](const std::string& key, const Entry& leaf) {
-        choice.settings.push_back({key, ValueOf(*leaf.node, leaf.where, path + "." + key), leaf.where + ": " + path});
+        choice.settings.push_back(
+            {key, ValueOf(*leaf.node, leaf.where, path + "." + key), leaf.where + ": " + path});
       });
       if (choice.settings.empty()) {
-        Fail(ExitCode::kUsage, entry.where, ": ", path, " is empty, expected settings such as { model.layers = 2 }; ",
+        Fail(ExitCode::kUsage, entry.where, ": ", path,
+             " is empty, expected settings such as { model.layers = 2 }; ",
              "set the key that tells it from the others, or drop it");
       }
       choices.push_back(std::move(choice));
@@ -84,7 +89,8 @@ class Reader {
     Flatten(Table(section), "", section.key, [&](const std::string& key, const Entry& leaf) {
       const toml::array* values = leaf.node->as_array();
       if (values == nullptr || values->empty()) {
-        Fail(ExitCode::kUsage, leaf.where, ": axes.", key, " is ", values ? "an empty list" : Shown(*leaf.node),
+        Fail(ExitCode::kUsage, leaf.where, ": axes.", key, " is ",
+             values ? "an empty list" : Shown(*leaf.node),
              ", expected a list of values such as [0, 1, 2]");
       }
       Choices choices;
@@ -110,15 +116,18 @@ class Reader {
   static const toml::table& Table(const Entry& section) {
     const toml::table* table = section.node->as_table();
     if (table == nullptr) {
-      Fail(ExitCode::kUsage, section.where, ": ", section.key, " is ", Shown(*section.node), ", expected a table");
+      Fail(ExitCode::kUsage, section.where, ": ", section.key, " is ", Shown(*section.node),
+           ", expected a table");
     }
     return *table;
   }
 
-  Setting::Value ValueOf(const toml::node& node, const std::string& where, const std::string& path) const {
+  Setting::Value ValueOf(const toml::node& node, const std::string& where,
+                         const std::string& path) const {
     if (node.is_table() || node.is_date() || node.is_time() || node.is_date_time()) {
-      Fail(ExitCode::kUsage, where, ": ", path, " holds ", Shown(node),
-           ", expected true or false, a number, a text in quotes, or a list of numbers or of texts");
+      Fail(
+          ExitCode::kUsage, where, ": ", path, " holds ", Shown(node),
+          ", expected true or false, a number, a text in quotes, or a list of numbers or of texts");
     }
     return ParseValue(Shown(node), where + ": " + path);
   }
@@ -147,7 +156,8 @@ class Reader {
              "\", expected a config key such as model.d_model");
       }
       if (key == "study") {
-        Fail(ExitCode::kUsage, entry.where, ": ", inside, ".study: the runs of a sweep are one study; set study at the top");
+        Fail(ExitCode::kUsage, entry.where, ": ", inside,
+             ".study: the runs of a sweep are one study; set study at the top");
       }
       if (std::find(seen.begin(), seen.end(), key) != seen.end()) {
         Fail(ExitCode::kUsage, entry.where, ": ", inside, ".", key, " is given twice");
@@ -165,15 +175,18 @@ std::string FindBase(const std::string& sweep, const Entry& entry, const std::st
   const fs::path beside = fs::path(sweep).parent_path() / base;
   if (fs::is_regular_file(beside)) return beside.lexically_normal().string();
   if (fs::is_regular_file(base)) return base;
-  Fail(ExitCode::kUsage, entry.where, ": base = \"", base, "\" does not exist, looked for ", beside.string(), " and ", base);
+  Fail(ExitCode::kUsage, entry.where, ": base = \"", base, "\" does not exist, looked for ",
+       beside.string(), " and ", base);
 }
 
 void CheckStudy(const std::string& where, const std::string& study) {
-  const bool ok = !study.empty() && study.front() != '.' && std::all_of(study.begin(), study.end(), [](unsigned char c) {
-    return std::isalnum(c) || c == '_' || c == '-' || c == '.';
-  });
+  const bool ok = !study.empty() && study.front() != '.' &&
+                  std::all_of(study.begin(), study.end(), [](unsigned char c) {
+                    return std::isalnum(c) || c == '_' || c == '-' || c == '.';
+                  });
   if (!ok) {
-    Fail(ExitCode::kUsage, where, ": study = \"", study, "\" cannot be a folder, expected letters, digits, '_', '-' and '.'");
+    Fail(ExitCode::kUsage, where, ": study = \"", study,
+         "\" cannot be a folder, expected letters, digits, '_', '-' and '.'");
   }
 }
 
@@ -185,7 +198,8 @@ void CheckSetOnce(const std::vector<Choices>& dimensions) {
       for (const Setting& s : choice.settings) {
         const auto [at, is_new] = first.try_emplace(s.path, &dimension, s.origin);
         if (!is_new && at->second.first != &dimension) {
-          Fail(ExitCode::kUsage, s.origin, ".", s.path, " is also set at ", at->second.second, "; set it in one place only");
+          Fail(ExitCode::kUsage, s.origin, ".", s.path, " is also set at ", at->second.second,
+               "; set it in one place only");
         }
       }
     }
@@ -195,7 +209,8 @@ void CheckSetOnce(const std::vector<Choices>& dimensions) {
 // "seed" of "seed", "lr" of "optim.lr"; the whole key where two axes end alike.
 std::string ShortKey(const std::string& key, const std::vector<std::string>& keys) {
   const auto last = [](const std::string& path) { return path.substr(path.rfind('.') + 1); };
-  const auto same = std::count_if(keys.begin(), keys.end(), [&](const std::string& k) { return last(k) == last(key); });
+  const auto same = std::count_if(keys.begin(), keys.end(),
+                                  [&](const std::string& k) { return last(k) == last(key); });
   return same == 1 ? last(key) : key;
 }
 
@@ -233,16 +248,21 @@ Sweep ReadSweep(const std::string& path) {
     } else if (entry.key == "axes") {
       axes = reader.Axes(entry);
     } else if (entry.key == "match") {
-      Fail(ExitCode::kUsage, entry.where, ": match is not available yet; drop it and set the sizes in [variants]");
+      Fail(ExitCode::kUsage, entry.where,
+           ": match is not available yet; drop it and set the sizes in [variants]");
     } else {
-      Fail(ExitCode::kUsage, entry.where, ": unknown key \"", entry.key, "\"; did you mean \"", NearestKey(entry.key, known),
+      Fail(ExitCode::kUsage, entry.where, ": unknown key \"", entry.key, "\"; did you mean \"",
+           NearestKey(entry.key, known),
            "\"? A config key belongs into [variants], [cases] or [axes]");
     }
   }
   CheckStudy(study_at, sweep.study);
-  if (sweep.base.empty()) Fail(ExitCode::kUsage, path, ": base is missing; name the config that all cells share");
+  if (sweep.base.empty())
+    Fail(ExitCode::kUsage, path, ": base is missing; name the config that all cells share");
   if (variants.empty()) {
-    Fail(ExitCode::kUsage, path, ": there are no variants; add [variants] with name = { key = value } for each architecture");
+    Fail(ExitCode::kUsage, path,
+         ": there are no variants; add [variants] with name = { key = value } for each "
+         "architecture");
   }
 
   std::vector<Choices> dimensions = {variants, cases};
@@ -250,13 +270,15 @@ Sweep ReadSweep(const std::string& path) {
   CheckSetOnce(dimensions);
 
   for (const Choices& axis : axes) sweep.axes.push_back(axis.front().settings.front().path);
-  for (const Choice& variant : variants) sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings});
+  for (const Choice& variant : variants)
+    sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings});
   const auto cross = [&sweep](const Choices& choices, const auto& extend) {
     std::vector<Cell> crossed;
     for (const Cell& cell : sweep.cells) {
       for (const Choice& choice : choices) {
         Cell longer = cell;
-        longer.settings.insert(longer.settings.end(), choice.settings.begin(), choice.settings.end());
+        longer.settings.insert(longer.settings.end(), choice.settings.begin(),
+                               choice.settings.end());
         extend(longer, choice);
         crossed.push_back(std::move(longer));
       }
@@ -273,7 +295,8 @@ Sweep ReadSweep(const std::string& path) {
     cross(axis, [&](Cell& cell, const Choice& choice) {
       const Setting& setting = choice.settings.front();
       cell.axes.push_back(setting);
-      cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
+      if (axis.size() > 1)
+        cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
     });
   }
   return sweep;

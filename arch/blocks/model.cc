@@ -103,7 +103,7 @@ Var Model::Logits(Context& c, Tape& tape, const TensorView& tokens, const Docume
       r.branch = Mlp(c, tape, Norm(c, tape, r, *layer.mlp_norm), layer);
     }
   }
-  return Linear(c, tape, Norm(c, tape, r, *norm_), head_->var, "logits");
+  return Linear(c, tape, Norm(c, tape, r, *norm_, /*last=*/true), head_->var, "logits");
 }
 
 Model::Loss Model::LossOf(Context& c, Tape& tape, const TensorView& tokens, const TensorView& labels,
@@ -130,7 +130,7 @@ Model::Loss Model::LossOf(Context& c, Tape& tape, const TensorView& tokens, cons
   return loss;
 }
 
-Var Model::Norm(Context& c, Tape& tape, Residual& r, const Param& w) const {
+Var Model::Norm(Context& c, Tape& tape, Residual& r, const Param& w, bool last) const {
   const bool pending = r.branch.x.defined();
   const Var y = tape.NewVarLike(c, "norm", r.h.x);
   RmsNormFwd fwd;
@@ -139,7 +139,8 @@ Var Model::Norm(Context& c, Tape& tape, Residual& r, const Param& w) const {
   fwd.rstd = c.arena.Alloc(c.dtype, {r.h.x.dim(0) * r.h.x.dim(1)}, "norm.rstd");
   RmsNormBwd bwd;
   if (pending) {
-    const Var sum = tape.NewVarLike(c, "residual", r.h.x);
+    Var sum = tape.NewVarLike(c, "residual", r.h.x);
+    if (last) sum.dx = {};
     fwd.mode = weft::Residual::kBefore;
     fwd.residual = r.h.x, fwd.sum = sum.x;
     bwd.fwd = fwd;

@@ -93,7 +93,8 @@ class Model {
   struct Residual {
     Var h, branch;
   };
-  Var Norm(Context& c, Tape& tape, Residual& r, const Param& w) const;   // norm(h + branch); branch is added to h
+  // norm(h + branch); branch is added to h, which nothing reads any more after the `last` norm.
+  Var Norm(Context& c, Tape& tape, Residual& r, const Param& w, bool last = false) const;
   void Settle(Context& c, Tape& tape, Residual& r) const;                // h <- h + branch
   void Post(Context& c, Tape& tape, Residual& r, const Var& out, const Param& w) const;  // h <- h + norm(out)
   Var Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const;

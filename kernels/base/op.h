@@ -6,7 +6,7 @@
 //     TensorView y;      // out
 //     template <class Self, class V> static void Visit(Self& s, V&& v) { v.In("x", s.x); v.In("w", s.w); v.Out("y", s.y); }
 //     void Check() const;        // the one place where this op's shapes are checked
-//     double Flops() const;      // multiplications and additions
+//     double Flops() const;      // of products: 2 per multiply-add; 0 for element-wise work
 //   };
 //   struct XBwd {
 //     XFwd fwd; TensorView dy; Grad dx, dw;
@@ -19,6 +19,9 @@
 // Roles in Visit: In (read; differentiable if the backward has a Grad for it), Out (overwritten), Saved (an output that
 // only the backward reads), InOut (updated in place), and in the backward Upstream (gradient of an Out) and Grad (gradient of an In).
 // Optional tensors are undefined views; visitors skip them.
+//
+// FLOPs are those of matrix products, convolutions, attention and recurrences, as in the literature's counts.
+// Element-wise work, norms and sums count none: bytes are what bounds them.
 
 #include <concepts>
 #include <variant>

@@ -34,7 +34,7 @@ struct EmbeddingBwd {
     v.Grad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
-  double Flops() const { return static_cast<double>(dy.size()); }
+  double Flops() const { return 0; }
 };
 
 void Run(CpuStream&, const EmbeddingFwd&);

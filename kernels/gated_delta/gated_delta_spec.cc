@@ -70,6 +70,9 @@ void AddOp_gated_delta(OpSuite& suite) {
   law("B1_T20_H1_K9_V3_strong_decay", {1, 20, 1, 9, 3}, 1, -20, true);
   law("B2_T70_H1_K6_V9_documents", {2, 70, 1, 6, 9}, 2, -0.2, true,
       Documents({{1, 1, 15, 16, 17, 20}, {3, 63, 1, 1, 2}}));
+  spec.bench.push_back({"decode_B16_T1_H4_K24_V48", [](CaseMaker& make) {
+                          return Make(make, {16, 1, 4, 24, 48}, 1, -0.1, true);
+                        }});
   const auto bench = [&](const char* label, Sizes s, const std::vector<double>& doc_start = {}) {
     spec.bench.push_back(
         {label, [=](CaseMaker& make) { return Make(make, s, 1, -0.1, false, doc_start); }});

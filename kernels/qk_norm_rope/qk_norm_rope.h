@@ -36,10 +36,7 @@ struct QkNormRopeFwd {
     v.Saved("rstd", s.rstd);
   }
   void Check() const;
-  double Flops() const {
-    return ((norm == QkNorm::kNone ? 0. : 4.) + (theta > 0 ? 3. : 0.)) *
-           static_cast<double>(x.size());
-  }
+  double Flops() const { return 0; }
 };
 
 struct QkNormRopeBwd {
@@ -54,10 +51,7 @@ struct QkNormRopeBwd {
     v.Grad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
-  double Flops() const {
-    return ((fwd.norm == QkNorm::kNone ? 0. : 8.) + (fwd.theta > 0 ? 3. : 0.)) *
-           static_cast<double>(dy.size());
-  }
+  double Flops() const { return 0; }
 };
 
 void Run(CpuStream&, const QkNormRopeFwd&);

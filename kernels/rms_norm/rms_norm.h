@@ -35,7 +35,7 @@ struct RmsNormFwd {
     v.Saved("rstd", s.rstd);
   }
   void Check() const;
-  double Flops() const { return 4.0 * static_cast<double>(x.size()); }
+  double Flops() const { return 0; }
 };
 
 struct RmsNormBwd {
@@ -53,7 +53,7 @@ struct RmsNormBwd {
     v.Grad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
-  double Flops() const { return 8.0 * static_cast<double>(dy.size()); }
+  double Flops() const { return 0; }
 };
 
 void Run(CpuStream&, const RmsNormFwd&);

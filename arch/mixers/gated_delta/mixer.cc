@@ -87,7 +87,7 @@ class GatedDelta : public Mixer {
       if (state->position > 0) fwd.initial = state->tensors[0];
       state->position += T;
     }
-    if (tape.recording()) AllocateSaved(c, fwd);
+    fwd.states = tape.NewSaved(c, "gated_delta.states", {B, GatedDeltaChunks(T), H_, K_ * V_});
     GatedDeltaBwd bwd{fwd};
     bwd.dy = o.dx, bwd.dq = GradOf(q), bwd.dk = GradOf(key), bwd.dv = GradOf(value);
     bwd.dbeta = GradOf(beta), bwd.dlog_a = GradOf(log_a);
