@@ -51,10 +51,12 @@ inline std::vector<std::string> Lines(const std::string& text) {
   return lines;
 }
 
-// A program that runs in `directory`; its stdout and stderr go to the files "stdout" and "stderr" there.
+// A program that runs in `directory`; its stdout and stderr go to the files "stdout" and "stderr"
+// there.
 class Process {
  public:
-  Process(const std::string& directory, const std::vector<std::string>& command) : directory_(directory) {
+  Process(const std::string& directory, const std::vector<std::string>& command)
+      : directory_(directory) {
     std::vector<char*> arguments;
     for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
     arguments.push_back(nullptr);
@@ -96,6 +98,8 @@ class Process {
 };
 
 // A program of this build.
-inline std::string Program(const std::string& name) { return std::string(WEFT_BIN_DIR) + "/weft-" + name; }
+inline std::string Program(const std::string& name) {
+  return std::string(WEFT_BIN_DIR) + "/weft-" + name;
+}
 
 }  // namespace weft

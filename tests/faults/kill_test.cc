@@ -1,6 +1,7 @@
 // links: weft_run
-// kill -9 at random moments of real runs: run.h5 always opens, no checkpoint is lost, and what was resumed ends with the
-// bits of an uninterrupted run. WEFT_KILLS=100 asks for more kills, WEFT_KILL_SEED for other moments.
+// kill -9 at random moments of real runs: run.h5 always opens, no checkpoint is lost, and what was
+// resumed ends with the bits of an uninterrupted run. WEFT_KILLS=100 asks for more kills,
+// WEFT_KILL_SEED for other moments.
 
 #include <gtest/gtest.h>
 
@@ -84,8 +85,8 @@ std::string Deterministic(const std::string& run) {
   return text;
 }
 
-// What h5py reads from run.h5: the number of training steps; fails unless they are 1, 2, ... and all of the file is
-// readable. 0 when there is no file.
+// What h5py reads from run.h5: the number of training steps; fails unless they are 1, 2, ... and
+// all of the file is readable. 0 when there is no file.
 int64_t StepsInH5(const Scratch& scratch, const std::string& run) {
   const std::string file = run + "/run.h5";
   if (!fs::exists(file)) return 0;
@@ -117,7 +118,8 @@ std::string WhereKilled(const std::string& run, int64_t steps_before, int64_t st
     const size_t mark = name.find(".tmp-");
     if (mark == name.npos) continue;
     if (name.starts_with("run.h5")) return "snapshot";
-    if (name.starts_with("step-")) return std::stoll(name.substr(5)) > saved ? "checkpoint" : "pruning";
+    if (name.starts_with("step-"))
+      return std::stoll(name.substr(5)) > saved ? "checkpoint" : "pruning";
     return entry.path().parent_path() == run ? "status" : "checkpoint";
   }
   const JournalContents journal = ReadJournal(run + "/journal.jsonl");
@@ -181,7 +183,8 @@ class Kill : public testing::Test {
     ++ends_;
   }
 
-  // One run, killed and resumed until it is done or `kills` are used up; then it is resumed to its end.
+  // One run, killed and resumed until it is done or `kills` are used up; then it is resumed to its
+  // end.
   void Chain(const Study& study, int64_t& kills, double longest_delay) {
     const std::string out = Cat("out-", ends_);
     std::uniform_real_distribution<double> delay(0, longest_delay);
@@ -190,9 +193,10 @@ class Kill : public testing::Test {
     for (;;) {
       std::string run = RunOf(out, study.name);
       const bool made = !run.empty() && fs::exists(run + "/resolved.toml");
-      Process process(scratch_.path(),
-                      made ? std::vector<std::string>{Program("train"), "--resume", run, "--threads=1"}
-                           : std::vector<std::string>{Program("train"), study.name + ".toml", "--out", out});
+      Process process(
+          scratch_.path(),
+          made ? std::vector<std::string>{Program("train"), "--resume", run, "--threads=1"}
+               : std::vector<std::string>{Program("train"), study.name + ".toml", "--out", out});
       bool killed = false;
       if (kills > 0) {
         std::this_thread::sleep_for(std::chrono::duration<double>(patience * delay(random_)));
@@ -238,7 +242,8 @@ TEST_F(Kill, NothingIsLost) {
   int64_t kills = wanted;
   for (int chain = 0; kills > 0; ++chain) {
     const Study& study = studies[chain % 2];
-    int64_t here = chain == 0 ? (kills + 1) / 2 : kills;  // both studies take their share when there are few
+    int64_t here =
+        chain == 0 ? (kills + 1) / 2 : kills;  // both studies take their share when there are few
     const int64_t before = here;
     Chain(study, here, study.seconds / 3);
     if (HasFatalFailure()) return;
@@ -246,10 +251,11 @@ TEST_F(Kill, NothingIsLost) {
   }
   std::string places;
   for (const auto& [place, count] : where_) places += Cat(" ", place, " ", count);
-  std::cout << wanted << " kills:" << places << "; run.h5 opened " << h5_opened_ << " times; " << ends_
-            << " runs ended with the bits of an uninterrupted one\n";
+  std::cout << wanted << " kills:" << places << "; run.h5 opened " << h5_opened_ << " times; "
+            << ends_ << " runs ended with the bits of an uninterrupted one\n";
   if (wanted < 50) return;
-  for (const char* place : {"step", "evaluation", "checkpoint", "snapshot"}) EXPECT_GT(where_[place], 0) << place;
+  for (const char* place : {"step", "evaluation", "checkpoint", "snapshot"})
+    EXPECT_GT(where_[place], 0) << place;
 }
 
 }  // namespace

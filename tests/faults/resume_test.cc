@@ -1,5 +1,6 @@
 // links: weft_train
-// A run's bits depend on its settings alone: not on interruptions, threads or what else the process trains.
+// A run's bits depend on its settings alone: not on interruptions, threads or what else the process
+// trains.
 
 #include <gtest/gtest.h>
 
@@ -53,7 +54,8 @@ difficulties = [2, 4, 8]
 stage_steps = [3, 5, 0]
 promote_accuracy = 0
 )") + kModel;
-// The first stage is guessed from chance on, the second one is not, so that accuracy and steps both promote.
+// The first stage is guessed from chance on, the second one is not, so that accuracy and steps both
+// promote.
 const std::string kAccuracy = std::string(R"([task]
 name = "recall"
 max_difficulty = 8
@@ -77,15 +79,18 @@ class Resume : public testing::Test {
   }
   ~Resume() override { fs::remove_all(path_); }
 
-  std::unique_ptr<Experiment> Make(std::string toml, const std::vector<std::string>& overrides = {}) const {
+  std::unique_ptr<Experiment> Make(std::string toml,
+                                   const std::vector<std::string>& overrides = {}) const {
     if (const size_t at = toml.find("TEXT"); at != toml.npos) toml.replace(at, 4, path_ + "/text");
     return Experiment::FromToml(toml, "test", overrides);
   }
   RunDirectory Directory(Experiment& e, const std::string& out) const {
-    return RunDirectory::Create({path_ + "/" + out, e.study, e.Fields(), e.origins(), e.source_text(), {}});
+    return RunDirectory::Create(
+        {path_ + "/" + out, e.study, e.Fields(), e.origins(), e.source_text(), {}});
   }
 
-  // Runs to the end, and with `interrupted` is stopped by a signal and started anew after every step.
+  // Runs to the end, and with `interrupted` is stopped by a signal and started anew after every
+  // step.
   std::string Train(const std::string& toml, const std::string& out, bool interrupted,
                     const std::vector<std::string>& overrides = {}) const {
     for (;;) {
@@ -128,8 +133,10 @@ class Resume : public testing::Test {
       EXPECT_TRUE(ReadFile(x->path + file) == ReadFile(y->path + file)) << file << " differs";
     }
   }
-  void ExpectInterruptionsDoNotMatter(const std::string& toml, const std::vector<std::string>& overrides = {}) const {
-    ExpectSame(Train(toml, "interrupted", true, overrides), Train(toml, "straight", false, overrides));
+  void ExpectInterruptionsDoNotMatter(const std::string& toml,
+                                      const std::vector<std::string>& overrides = {}) const {
+    ExpectSame(Train(toml, "interrupted", true, overrides),
+               Train(toml, "straight", false, overrides));
   }
   // Difficulty of every step of the run in `out`.
   static std::vector<double> Difficulties(const std::string& run) {
@@ -161,7 +168,8 @@ TEST_F(Resume, CurriculumByStages) {
 
 TEST_F(Resume, CurriculumByAccuracy) {
   ExpectInterruptionsDoNotMatter(kAccuracy, {"train.steps=24"});
-  const std::vector<double> all = Difficulties(Train(kAccuracy, "again", false, {"train.steps=24"}));
+  const std::vector<double> all =
+      Difficulties(Train(kAccuracy, "again", false, {"train.steps=24"}));
   EXPECT_GT(std::count(all.begin(), all.end(), 8.0), 12) << "accuracy promoted no stage early";
   EXPECT_EQ(all[0], 1);
 }
@@ -181,8 +189,10 @@ TEST_F(Resume, AccumulationChangesRoundingOnly) {
     std::vector<float> weights[2];
     double losses[2] = {};
     for (int i : {0, 1}) {
-      // Without AdamW's sign-like first steps, which would magnify a rounding of a gradient near zero.
-      const auto e = Make(toml, {Cat("train.accumulate=", i == 0 ? 1 : 4), "optim.eps=1", "optim.z_loss=1e-4"});
+      // Without AdamW's sign-like first steps, which would magnify a rounding of a gradient near
+      // zero.
+      const auto e = Make(
+          toml, {Cat("train.accumulate=", i == 0 ? 1 : 4), "optim.eps=1", "optim.z_loss=1e-4"});
       Stream stream(std::in_place_type<CpuStream>, 1);
       Trainer trainer(*e, stream);
       for (int step = 0; step < 4; ++step) losses[i] += trainer.Step().loss;
@@ -239,7 +249,8 @@ TEST_F(Resume, TrainersInOneProcessDoNotMeet) {
 TEST_F(Resume, SeedsOfDataAndWeightsAreIndependent) {
   struct Outcome {
     std::vector<float> weights;
-    std::vector<int64_t> labels;  // per step: samples of state_based_recall differ in length, so data leave a trace
+    std::vector<int64_t>
+        labels;  // per step: samples of state_based_recall differ in length, so data leave a trace
     double loss;
   };
   const auto outcome = [&](const std::vector<std::string>& seeds) {
@@ -284,7 +295,7 @@ TEST_F(Resume, DivergenceChangesNothing) {
   EXPECT_EQ(trainer.progress().step, 1);
 }
 
-// Data ------------------------------------------------------------------------------------------------------------
+// Data
 
 TEST_F(Resume, PermutationIsABijection) {
   for (const int64_t n : {1, 2, 3, 4, 5, 17, 64, 65, 1000}) {
@@ -294,7 +305,8 @@ TEST_F(Resume, PermutationIsABijection) {
       for (int64_t i = 0; i < n; ++i) order.push_back(Permute(3, epoch, n, i));
       orders.insert(order);
       std::sort(order.begin(), order.end());
-      for (int64_t i = 0; i < n; ++i) ASSERT_EQ(order[static_cast<size_t>(i)], i) << "n = " << n << ", epoch " << epoch;
+      for (int64_t i = 0; i < n; ++i)
+        ASSERT_EQ(order[static_cast<size_t>(i)], i) << "n = " << n << ", epoch " << epoch;
     }
     if (n >= 17) {
       EXPECT_EQ(orders.size(), 4u) << "n = " << n << ": two epochs have the same order";
@@ -356,7 +368,8 @@ TEST_F(Resume, HeldOutTextIsNotTrainedOn) {
   EXPECT_GT(lines[1].size(), 20u);
   for (const std::string& line : lines[1]) EXPECT_FALSE(lines[0].contains(line)) << line;
 
-  // The split is a property of the content: further text before and after moves nothing to the other side.
+  // The split is a property of the content: further text before and after moves nothing to the
+  // other side.
   fs::create_directories(path_ + "/more");
   std::ofstream(path_ + "/more/a") << "something else\n";
   fs::copy(path_ + "/text", path_ + "/more/b");
@@ -393,7 +406,7 @@ TEST_F(Resume, DocumentsEndWithoutALabel) {
   }
 }
 
-// Schedule --------------------------------------------------------------------------------------------------------
+// Schedule
 
 TEST(Schedule, Constant) {
   OptimConfig c;
