@@ -126,7 +126,9 @@ void CpuStream::RunItems(int64_t n, Item item, void* body) {
   pool.job.notify_all();
   pool.Work(workers_[0]);
   pool.open.store(false);
-  while (pool.inside.load() != 0) _mm_pause();
+  for (int spin = 0; pool.inside.load() != 0; ++spin) {
+    spin < kSpins ? _mm_pause() : void(sched_yield());  // a helper may have lost its core
+  }
   if (pool.error) std::rethrow_exception(pool.error);
 }
 
