@@ -1,6 +1,5 @@
 // weft-task: lists the synthetic tasks and prints samples of them.
 
-#include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
 #include <iostream>
@@ -8,7 +7,7 @@
 #include <optional>
 
 #include "arch/core/config.h"
-#include "kernels/base/check.h"
+#include "experiments/run/program.h"
 #include "synth-tasks/core/task.h"
 
 namespace weft {
@@ -122,9 +121,8 @@ void PrintSamples(const SampleOptions& options) {
   if (options.as_json) std::cout << rows.dump() << "\n";
 }
 
-int Main(int argc, char** argv) {
-  CLI::App app("Synthetic tasks: what there is, and what a sample looks like.", "weft task");
-  app.require_subcommand(1);
+int Main(CLI::App& app, int argc, char** argv) {
+  app.require_subcommand(0, 1);
 
   bool with_knobs = false, as_json = false;
   CLI::App* list = app.add_subcommand("list", "one line per task");
@@ -158,23 +156,16 @@ int Main(int argc, char** argv) {
 
   try {
     app.parse(argc, argv);
-    if (*list) {
-      List(with_knobs, as_json);
-    } else {
-      options.knobs = sample->remaining();
-      PrintSamples(options);
-    }
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
-  } catch (const Error& error) {
-    std::cerr << "weft task: " << error.what() << "\n";
-    return static_cast<int>(error.code());
+  } catch (const CLI::CallForHelp&) {
+    throw HelpWanted();
   }
-  std::cout.flush();
-  std::fflush(stdout);
-  if (!std::cout || std::ferror(stdout)) {
-    std::cerr << "weft task: standard output cannot be written\n";
-    return static_cast<int>(ExitCode::kFailure);
+  if (*list) {
+    List(with_knobs, as_json);
+  } else if (!*sample) {
+    Fail(ExitCode::kUsage, "no command is given, expected list or sample; see --help");
+  } else {
+    options.knobs = sample->remaining();
+    PrintSamples(options);
   }
   return 0;
 }
@@ -182,4 +173,7 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace weft
 
-int main(int argc, char** argv) { return weft::Main(argc, argv); }
+int main(int argc, char** argv) {
+  CLI::App app("Synthetic tasks: what there is, and what a sample looks like.");
+  return weft::RunProgram("task", app, [&] { return weft::Main(app, argc, argv); });
+}

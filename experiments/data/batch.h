@@ -13,6 +13,8 @@ class Batch {
   Batch(int64_t B, int64_t T)
       : B_(B), T_(T), tokens_(static_cast<size_t>(B * T)), labels_(tokens_.size()), starts_(tokens_.size()) {}
 
+  static int64_t Bytes(int64_t B, int64_t T) { return 3 * 4 * B * T; }
+
   Row row(int64_t b) {
     const int64_t at = b * T_;
     return {tokens_.data() + at, labels_.data() + at, starts_.data() + at, T_};

@@ -39,6 +39,8 @@ class TaskSource : public Source {
   void Fill(int64_t index, const Row& row) const override;
   // Like Fill, but packs the samples first, first + 1, ..., below `end`; returns how many went in.
   int64_t Pack(int64_t first, int64_t end, const Row& row) const;
+  // Error kUsage when a row of `length` tokens is too short for some sample of that difficulty.
+  static void CheckLength(const Task& task, int64_t difficulty, int64_t length);
 
  private:
   const Task& task_;
@@ -61,7 +63,7 @@ struct TextConfig {
 class Text {
  public:
   // Reads a file, or every regular file below a directory in the order of their paths; hidden files are left out.
-  // Missing or empty text: Error kData.
+  // Missing, unreadable or empty text: Error kData.
   explicit Text(const TextConfig& config);
 
   struct Part {

@@ -16,11 +16,16 @@ void TaskSource::Fill(int64_t index, const Row& row) const {
   Pack(index * kSamplesPerRow, (index + 1) * kSamplesPerRow, row);
 }
 
-int64_t TaskSource::Pack(int64_t first, int64_t end, const Row& row) const {
-  if (task_.MaxLength(difficulty_) > row.length) {
-    Fail(ExitCode::kUsage, "train.length = ", row.length, " is too short: samples of difficulty ", difficulty_,
-         " have up to ", task_.MaxLength(difficulty_), " tokens");
+void TaskSource::CheckLength(const Task& task, int64_t difficulty, int64_t length) {
+  const int64_t longest = task.MaxLength(difficulty);
+  if (longest > length) {
+    Fail(ExitCode::kUsage, "train.length = ", length, " is too short: samples of difficulty ", difficulty, " have up to ",
+         longest, " tokens; raise it to ", longest, " or lower task.difficulties");
   }
+}
+
+int64_t TaskSource::Pack(int64_t first, int64_t end, const Row& row) const {
+  CheckLength(task_, difficulty_, row.length);
   Sample sample;
   int64_t at = 0, index = first;
   for (; index < end; ++index) {

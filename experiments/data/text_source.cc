@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <bit>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
 #include "experiments/data/source.h"
+#include "experiments/run/files.h"
 #include "kernels/base/check.h"
 #include "kernels/base/rng.h"
 
@@ -16,13 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string ReadAll(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream bytes;
-  bytes << in.rdbuf();
-  if (!in) Fail(ExitCode::kData, path.string(), ": cannot be read; check its permissions");
-  return bytes.str();
-}
+constexpr const char* kAdvice = "; give a text file or a directory of text files";
 
 std::vector<fs::path> FilesBelow(const fs::path& root) {
   std::vector<fs::path> files;
@@ -36,6 +29,19 @@ std::vector<fs::path> FilesBelow(const fs::path& root) {
   }
   std::sort(files.begin(), files.end());
   return files;
+}
+
+// The file `root`, or the files below the directory `root`.
+std::vector<fs::path> FilesOf(const std::string& root) {
+  try {
+    if (fs::is_directory(root)) return FilesBelow(root);
+    if (fs::is_regular_file(root)) return {root};
+    const char* found = fs::exists(root) ? " is no regular file" : " does not exist";
+    Fail(ExitCode::kData, "data.path: ", root, found, kAdvice);
+  } catch (const fs::filesystem_error& error) {
+    Fail(ExitCode::kData, "data.path: ", root, ": cannot read ", error.path1().string(), ": ", error.code().message(),
+         kAdvice);
+  }
 }
 
 // End of the piece that starts at `begin`: after the last line end within the limit, or at the limit.
@@ -54,12 +60,9 @@ void TextConfig::Visit(ConfigVisitor& v) {
 }
 
 Text::Text(const TextConfig& config) : path_(config.path) {
-  if (!fs::exists(path_)) {
-    Fail(ExitCode::kData, "data.path: ", path_, " does not exist; give a text file or a directory of text files");
-  }
-  const std::vector<fs::path> files = fs::is_directory(path_) ? FilesBelow(path_) : std::vector<fs::path>{path_};
+  const std::vector<fs::path> files = FilesOf(path_);
   for (const fs::path& file : files) {
-    const std::string bytes = ReadAll(file);
+    const std::string bytes = ReadFile(file.string());
     Part* previous = nullptr;  // the part that the last piece of this file went to
     for (size_t begin = 0; begin < bytes.size();) {
       const size_t end = PieceEnd(bytes, begin, static_cast<size_t>(config.piece_bytes));
@@ -72,7 +75,7 @@ Text::Text(const TextConfig& config) : path_(config.path) {
     }
   }
   if (train_.bytes.empty() && held_out_.bytes.empty()) {
-    Fail(ExitCode::kData, "data.path: ", path_, " holds no text (", files.size(), " files)");
+    Fail(ExitCode::kData, "data.path: ", path_, " holds no text, only ", files.size(), " empty files", kAdvice);
   }
 }
 

@@ -23,14 +23,16 @@ int Main(CLI::App& app, int argc, char** argv) {
       Fail(ExitCode::kUsage, "--", o, ": only keys of [eval], --threads and --device can be changed here");
     }
   }
-  const std::string path = run + "/resolved.toml";
-  const auto e = Experiment::FromToml(ReadFile(path), path, overrides);
+  const auto e = LoadExperiment(run, overrides);
   Stream stream(std::in_place_type<CpuStream>, static_cast<int>(e->threads));
   Trainer trainer(*e, stream);
   const int64_t step = LoadNewestModel(run, trainer.model());
   const auto evaluations = trainer.Evaluate();
+  if (evaluations.empty()) {
+    Fail(ExitCode::kUsage, run, ": data.held_out = 0, so there is no text to evaluate on; expected a run that holds text out");
+  }
   if (!json) {
-    fmt::print(stderr, "weft eval: {} at step {}\n", run, step);
+    std::cerr << "weft eval: " << run << " at step " << step << "\n";
     fmt::print("{}", EvaluationTable(*e, evaluations));
     return 0;
   }

@@ -166,7 +166,11 @@ std::string LoadCheckpoint(const Checkpoint& checkpoint, std::span<const TensorT
   const Json state = with_advice([&] { return ReadState(checkpoint); });
   const auto load = [&](const char* name, std::span<const TensorTarget> targets) {
     const SafetensorsFile file = with_advice([&] { return OpenTensors(checkpoint, name, state); });
-    file.CheckTensors(targets);
+    try {
+      file.CheckTensors(targets);
+    } catch (const Error& error) {
+      Fail(error.code(), error.what(), "; the checkpoint is of another model, restore the settings that made it");
+    }
     with_advice([&] { file.Load(targets); });
   };
   load(kModelFile, model);

@@ -34,7 +34,7 @@ std::string_view Advice(int error) {
     case EEXIST:
       return "; a file stands where a directory is needed, choose another output directory";
     default:
-      return "";
+      return "; choose another output directory";
   }
 }
 

@@ -2,6 +2,8 @@
 // What all programs share: flags that are config keys, --help, error reporting and exit codes.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -38,22 +40,30 @@ inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, char**
 }
 
 // Runs a program's body; an error goes to stderr as one line that begins with the program's name. `more_help` follows
-// CLI11's text for --help: the config keys.
+// CLI11's text for --help: the config keys. Output that stdout does not take is an error.
 inline int RunProgram(const char* name, CLI::App& app, const std::function<int()>& body,
                       const std::function<std::string()>& more_help = {}) {
   app.name(std::string("weft ") + name);
-  const auto report = [&](const char* what, ExitCode code) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond the limit on file sizes is an error that names the file
+  const auto report = [&](std::string what, ExitCode code) {
     std::fflush(stdout);
-    std::fprintf(stderr, "weft %s: %s\n", name, what);
+    std::replace(what.begin(), what.end(), '\n', ' ');
+    std::fprintf(stderr, "weft %s: %s\n", name, what.c_str());
     return static_cast<int>(code);
   };
+  const auto flushed = [&](int code) {
+    std::cout.flush();
+    if (code != 0 || (std::fflush(stdout) == 0 && std::cout && !std::ferror(stdout))) return code;
+    return report("standard output cannot be written; free some space or redirect it to another place",
+                  ExitCode::kFailure);
+  };
   try {
-    return body();
+    return flushed(body());
   } catch (const HelpWanted&) {
     std::cout << app.help() << (more_help ? more_help() : "");
-    return 0;
+    return flushed(0);
   } catch (const CLI::ParseError& e) {
-    return report(e.what(), ExitCode::kUsage);
+    return report(Cat(e.what(), "; see --help"), ExitCode::kUsage);
   } catch (const Error& e) {
     return report(e.what(), e.code());
   } catch (const std::bad_alloc&) {

@@ -11,6 +11,8 @@
 namespace weft {
 namespace {
 
+constexpr double kMostTokens = 1e18;  // of a run; they are counted in 64 bits
+
 // The value of a string or list key that decides which other keys exist, before the full set is known.
 template <class T>
 T Peek(const Settings& settings, const std::string& path, T fallback) {
@@ -31,7 +33,7 @@ void OptimConfig::Visit(ConfigVisitor& v) {
   v.Key("weight_decay", weight_decay, "decoupled weight decay of matrices; none on embeddings, norms and gates", Range{0, 10});
   v.Key("beta1", beta1, "AdamW: decay of the first moment", Range{0, 0.999999});
   v.Key("beta2", beta2, "AdamW: decay of the second moment", Range{0, 0.9999999});
-  v.Key("eps", eps, "AdamW: added to the root of the second moment", Range{0, 1});
+  v.Key("eps", eps, "AdamW: added to the root of the second moment", Range{1e-30, 1});
   v.Key("clip", clip, "largest global gradient norm; 0 = no clipping", Range{0, 1e9});
   v.Key("z_loss", z_loss, "weight of the squared log-partition in the loss", Range{0, 1});
   v.Key("schedule", schedule, "learning rate after the warm-up", {"constant", "cosine", "wsd"});
@@ -123,7 +125,13 @@ std::unique_ptr<Experiment> Experiment::FromSettings(const Settings& given) {
     Fail(ExitCode::kUsage, "task.name = \"", e->task_name, "\" and data.path = \"", e->data.path, "\" are both set; drop one");
   }
   if (e->train.batch % e->train.accumulate != 0) {
-    Fail(ExitCode::kUsage, "train.batch = ", e->train.batch, " is not a multiple of train.accumulate = ", e->train.accumulate);
+    Fail(ExitCode::kUsage, "train.batch = ", e->train.batch, " is not a multiple of train.accumulate = ", e->train.accumulate,
+         "; change one of them");
+  }
+  const double tokens = static_cast<double>(e->train.steps) * static_cast<double>(e->train.batch * e->train.length);
+  if (tokens > kMostTokens) {
+    Fail(ExitCode::kUsage, "train.steps * train.batch * train.length = ", tokens, " tokens, expected at most ", kMostTokens,
+         "; lower one of them");
   }
   if (e->study.empty() || e->study.find('/') != std::string::npos || e->study.starts_with(".")) {
     Fail(ExitCode::kUsage, "study = \"", e->study, "\" is not a folder name; use letters, digits, - and _");

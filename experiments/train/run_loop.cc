@@ -1,14 +1,16 @@
 #include "experiments/train/run_loop.h"
 
 #include <fmt/core.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cmath>
+#include <filesystem>
+#include <new>
 #include <nlohmann/json.hpp>
 
 #include "experiments/run/checkpoint.h"
+#include "experiments/run/files.h"
 
 namespace weft {
 namespace {
@@ -25,25 +27,27 @@ double Seconds(Clock::time_point since) { return std::chrono::duration<double>(C
 // The last signal that asked for a stop. A handler can reach nothing but a global.
 volatile sig_atomic_t stop_signal = 0;
 void OnSignal(int signal) { stop_signal = signal; }
+constexpr int kStopSignals[3] = {SIGINT, SIGTERM, SIGUSR1};
 
-// Catches SIGINT, SIGTERM and SIGUSR1 as long as it lives.
-class StopSignals {
- public:
-  StopSignals() {
-    stop_signal = 0;
-    struct sigaction action{};
-    action.sa_handler = OnSignal;
-    action.sa_flags = SA_RESTART;
-    for (size_t i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &old_[i]);
+// Training that has blown up must not replace the last good checkpoint.
+void CheckFinite(const std::vector<TensorTarget>& tensors, int64_t step) {
+  for (const TensorTarget& t : tensors) {
+    const float* x = static_cast<const float*>(t.data);
+    for (int64_t i = 0, n = TensorBytes(t.dtype, t.shape) / 4; i < n; ++i) {
+      if (std::isfinite(x[i])) continue;
+      Fail(ExitCode::kDiverged, "diverged at step ", step, ": element ", i, " of ", t.name, " is ", x[i],
+           "; the last checkpoint is kept; try a smaller optim.lr or a longer optim.warmup");
+    }
   }
-  ~StopSignals() {
-    for (size_t i = 0; i < 3; ++i) sigaction(kSignals[i], &old_[i], nullptr);
-  }
+}
 
- private:
-  static constexpr int kSignals[3] = {SIGINT, SIGTERM, SIGUSR1};
-  struct sigaction old_[3];
-};
+ExitCode CodeOf(const std::exception& error) {
+  if (const auto* known = dynamic_cast<const Error*>(&error)) return known->code();
+  return dynamic_cast<const std::bad_alloc*>(&error) ? ExitCode::kOutOfMemory : ExitCode::kFailure;
+}
+
+std::string ResolvedToml(const std::string& run_directory) { return run_directory + "/resolved.toml"; }
+std::string SettingsFingerprint(const RunDirectory& run) { return ChecksumHex(ReadFile(ResolvedToml(run.path()))); }
 
 struct TrainTensors {
   std::vector<TensorTarget> model, optimizer;
@@ -74,6 +78,26 @@ std::string Duration(double seconds) {
 
 }  // namespace
 
+StopSignals::StopSignals() {
+  stop_signal = 0;
+  struct sigaction action{};
+  action.sa_handler = OnSignal;
+  action.sa_flags = SA_RESTART;
+  for (size_t i = 0; i < 3; ++i) sigaction(kStopSignals[i], &action, &old_[i]);
+}
+
+StopSignals::~StopSignals() {
+  for (size_t i = 0; i < 3; ++i) sigaction(kStopSignals[i], &old_[i], nullptr);
+}
+
+std::unique_ptr<Experiment> LoadExperiment(const std::string& run_directory, const std::vector<std::string>& overrides) {
+  const std::string path = ResolvedToml(run_directory);
+  if (!std::filesystem::exists(path)) {
+    Fail(ExitCode::kData, path, ": is missing, so ", run_directory, " is no run directory; expected OUT/<study>/<run-id>");
+  }
+  return Experiment::FromToml(ReadFile(path), path, overrides);
+}
+
 double RestoreCheckpoint(RunDirectory& run, Trainer& trainer) {
   const auto latest = FindLatest(run.path());
   if (!latest) {
@@ -82,12 +106,21 @@ double RestoreCheckpoint(RunDirectory& run, Trainer& trainer) {
   }
   const TrainTensors tensors = TensorsOf(trainer.model());
   const Json state = Json::parse(LoadCheckpoint(*latest, tensors.model, tensors.optimizer));
-  if (state.at("data").get<std::string>() != trainer.DataFingerprint()) {
-    Fail(ExitCode::kData, latest->path, ": the text in data.path has changed since this checkpoint; restore it or start a new run");
+  try {
+    const auto check = [&](const char* key, const std::string& found, const std::string& what) {
+      const auto expected = state.at(key).get<std::string>();
+      if (found == expected) return;
+      Fail(ExitCode::kData, latest->path, ": ", what, " has changed since this checkpoint: checksum ", found, ", expected ",
+           expected, "; restore it or start a new run");
+    };
+    check("settings", SettingsFingerprint(run), ResolvedToml(run.path()));
+    check("data", trainer.DataFingerprint(), "the text in data.path");
+    trainer.set_progress({state.at("step"), state.at("rows"), state.at("labels"), state.at("stage"), state.at("stage_steps")});
+    run.journal().TruncateTo(state.at("journal_bytes"));
+    return state.at("seconds");
+  } catch (const Json::exception& error) {
+    Fail(ExitCode::kData, latest->path, "/state.json: ", error.what(), "; it was made by another version, start a new run");
   }
-  trainer.set_progress({state.at("step"), state.at("rows"), state.at("labels"), state.at("stage"), state.at("stage_steps")});
-  run.journal().TruncateTo(state.at("journal_bytes"));
-  return state.at("seconds");
 }
 
 int64_t LoadNewestModel(const std::string& run_directory, Model& model) {
@@ -145,7 +178,6 @@ std::string EvaluationTable(const Experiment& e, const std::vector<Trainer::Eval
 }
 
 ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, double seconds_before) {
-  const StopSignals signals;
   const bool terminal = isatty(STDERR_FILENO);
   const auto start = Clock::now();
   const int64_t first_step = trainer.progress().step;
@@ -158,26 +190,30 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
     run.SetStatus({state, static_cast<int64_t>(code), trainer.progress().step, e.train.steps, message});
     heartbeat = Clock::now();
   };
+  const std::string settings = SettingsFingerprint(run);
   const auto checkpoint = [&] {
+    const TrainTensors tensors = TensorsOf(trainer.model());
+    CheckFinite(tensors.model, trainer.progress().step);
+    CheckFinite(tensors.optimizer, trainer.progress().step);
     run.journal().Sync();
     const Trainer::Progress& p = trainer.progress();
     const Json state = {{"step", p.step},           {"rows", p.rows},
                         {"labels", p.labels},       {"stage", p.stage},
                         {"stage_steps", p.stage_steps}, {"journal_bytes", run.journal().size()},
-                        {"data", trainer.DataFingerprint()}, {"seconds", seconds_before + Seconds(start)}};
-    const TrainTensors tensors = TensorsOf(trainer.model());
+                        {"data", trainer.DataFingerprint()}, {"settings", settings},
+                        {"seconds", seconds_before + Seconds(start)}};
     SaveCheckpoint(run.path(), p.step, Named(tensors.model), Named(tensors.optimizer), state.dump());
     PruneCheckpoints(run.path(), e.train.keep);
     run.WriteRunH5();
     snapshot = Clock::now();
   };
+  std::vector<Trainer::Evaluation> evaluations;
   const auto evaluate = [&] {
-    const auto evaluations = trainer.Evaluate();
+    evaluations = trainer.Evaluate();
     for (const auto& v : evaluations) {
       AppendEvaluation(run.journal(), v, ChanceOf(e, v), trainer.progress().step,
                        trainer.progress().step * e.train.batch * e.train.length);
     }
-    return evaluations;
   };
   const auto show = [&](const Trainer::StepResult& r, bool line) {
     const double rate = static_cast<double>(trainer.progress().step - first_step) * tokens_per_step / Seconds(start);
@@ -186,16 +222,17 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
     const std::string text = fmt::format("step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left",
                                          trainer.progress().step, e.train.steps, difficulty, r.loss, rate,
                                          rate * flops_per_token * 1e-9, Duration(left));
-    if (terminal) fmt::print(stderr, "\r\033[K{}", text);
+    // Not fmt: it throws when stderr is gone, and a run outlives its terminal.
+    if (terminal) std::fprintf(stderr, "\r\033[K%s", text.c_str());
     if (line) {
-      if (!terminal) fmt::print(stderr, "{}\n", text);
+      if (!terminal) std::fprintf(stderr, "%s\n", text.c_str());
       run.Log(text);
     }
     std::fflush(stderr);
     shown = Clock::now();
   };
   const auto end_line = [&] {
-    if (terminal) fmt::print(stderr, "\n");
+    if (terminal) std::fprintf(stderr, "\n");
   };
 
   try {
@@ -216,21 +253,15 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
       const bool last = step == e.train.steps;
       const bool log = last || step % e.train.log_every == 0;
       if (log || (terminal && Seconds(shown) > kProgressSeconds)) show(r, log);
-      if (last || (e.eval.every > 0 && step % e.eval.every == 0)) {
-        const auto evaluations = evaluate();
-        if (last) {
-          end_line();
-          fmt::print("{}", EvaluationTable(e, evaluations));
-        }
-      }
+      if (last || (e.eval.every > 0 && step % e.eval.every == 0)) evaluate();
       const int signal = stop_signal;
       if (last || signal || (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0)) checkpoint();
       if (signal && !last) {
         end_line();
         const ExitCode code = signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue;
         status(RunState::kPreempted, code, "");
-        fmt::print(stderr, "weft train: stopped at step {} after signal {}; continue with: weft train --resume {}\n", step,
-                   signal, run.path());
+        std::fprintf(stderr, "weft train: stopped at step %lld after signal %d; continue with: weft train --resume %s\n",
+                     static_cast<long long>(step), signal, run.path().c_str());
         return code;
       }
       if (Seconds(snapshot) > kSnapshotSeconds) {
@@ -239,18 +270,22 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
       }
       if (Seconds(heartbeat) > kHeartbeatSeconds) status(RunState::kRunning, ExitCode::kOk, "");
     }
+    // A kill may have come between the last checkpoint and its snapshot.
+    if (first_step == e.train.steps) run.WriteRunH5();
     status(RunState::kDone, ExitCode::kOk, "");
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     end_line();
-    const bool diverged = error.code() == ExitCode::kDiverged;
+    const ExitCode code = CodeOf(error);
     try {
+      status(code == ExitCode::kDiverged ? RunState::kDiverged : RunState::kFailed, code, error.what());
       run.WriteRunH5();
-      status(diverged ? RunState::kDiverged : RunState::kFailed, error.code(), error.what());
-    } catch (const Error&) {
+    } catch (const std::exception&) {
       // The first error is the one to report; a full disk fails here again.
     }
     throw;
   }
+  end_line();
+  fmt::print("{}", EvaluationTable(e, evaluations));
   return ExitCode::kOk;
 }
 

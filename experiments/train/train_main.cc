@@ -65,10 +65,11 @@ int Main(CLI::App& app, int argc, char** argv) {
   std::string config, out = "runs", resume;
   bool dry_run = false, json = false;
   app.add_option("CONFIG", config, "experiment, a TOML file");
-  app.add_option("--out", out, "where runs are collected: OUT/<study>/<run-id>")->capture_default_str();
-  app.add_option("--resume", resume, "run directory to continue from its newest checkpoint");
-  app.add_flag("--dry-run", dry_run, "print what would run, and write nothing");
-  app.add_flag("--json", json, "with --dry-run: machine-readable output");
+  auto* out_option =
+      app.add_option("--out", out, "where runs are collected: OUT/<study>/<run-id>")->capture_default_str();
+  app.add_option("--resume", resume, "run directory to continue from its newest checkpoint")->excludes(out_option);
+  auto* dry_run_flag = app.add_flag("--dry-run", dry_run, "print what would run, and write nothing");
+  app.add_flag("--json", json, "with --dry-run: machine-readable output")->needs(dry_run_flag);
   const auto overrides = ParseCommandLine(app, argc, argv);
   if (config.empty() == resume.empty()) Fail(ExitCode::kUsage, "give either a CONFIG or --resume RUN; see --help");
 
@@ -81,17 +82,17 @@ int Main(CLI::App& app, int argc, char** argv) {
         Fail(ExitCode::kUsage, "--", o, ": a resumed run keeps its settings; only --threads and --device may be given");
       }
     }
+    e = LoadExperiment(resume, overrides);
     if (ReadStatus(resume).state == RunState::kDone) {
-      fmt::print(stderr, "weft train: {} is done\n", resume);
+      std::cerr << "weft train: " << resume << " is done\n";
       return 0;
     }
-    const std::string path = resume + "/resolved.toml";
-    e = Experiment::FromToml(ReadFile(path), path, overrides);
   }
   Stream stream(std::in_place_type<CpuStream>, static_cast<int>(e->threads));
   const int threads = std::get<CpuStream>(stream).threads();
   if (dry_run) return DryRun(*e, out, json, threads);
 
+  const StopSignals signals;
   Trainer trainer(*e, stream);  // before the directory: what cannot start leaves nothing behind
   if (!resume.empty()) {
     RunDirectory run = RunDirectory::Open(resume);
@@ -104,13 +105,13 @@ int Main(CLI::App& app, int argc, char** argv) {
   environment.push_back({"threads", static_cast<int64_t>(threads)});
   RunDirectory run = RunDirectory::Create({out, e->study, e->Fields(), e->origins(), e->source_text(), environment});
   if (run.existed() && ReadStatus(run.path()).state == RunState::kDone) {
-    fmt::print(stderr, "weft train: {} is done\n", run.path());
+    std::cerr << "weft train: " << run.path() << " is done\n";
     return 0;
   }
   if (run.existed() && (run.journal().size() > 0)) {
     Fail(ExitCode::kFailure, run.path(), " has been started already; continue it with: weft train --resume ", run.path());
   }
-  fmt::print(stderr, "weft train: {}\n", run.path());
+  std::cerr << "weft train: " << run.path() << "\n";
   return static_cast<int>(TrainToEnd(*e, run, trainer, 0));
 }
 

@@ -1,16 +1,18 @@
 #include "experiments/train/trainer.h"
 
 #include <unistd.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
+#include <algorithm>
 #include <cmath>
 
+#include "experiments/run/files.h"
 #include "kernels/adamw/adamw.h"
 #include "kernels/global_norm/global_norm.h"
 
 namespace weft {
 namespace {
+
+constexpr int64_t kLargestPass = int64_t{1} << 31;  // tokens; no machine holds more, and sizes in bytes stay below 2^63
 
 ModelConfig ModelFor(const Experiment& e, int64_t vocab) {
   ModelConfig config = e.model;
@@ -38,6 +40,16 @@ Model::Loss Pass(Model& model, Stream& stream, Arena& arena, Batch& batch, int64
   return loss;
 }
 
+std::string FingerprintOf(const Text& text) {
+  std::string checksums;
+  for (const Split split : {Split::kTrain, Split::kEval}) {
+    const Text::Part& part = text.part(split);
+    const std::string_view starts(reinterpret_cast<const char*>(part.starts.data()), part.starts.size() * sizeof(int64_t));
+    checksums += ChecksumHex(part.bytes) + ChecksumHex(starts);
+  }
+  return ChecksumHex(checksums);
+}
+
 int64_t MemoryOfMachine() {
   return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<int64_t>(sysconf(_SC_PAGE_SIZE));
 }
@@ -54,10 +66,14 @@ RunPlan PlanRun(const Experiment& e) {
   plan.state_bytes = cost.state_bytes;
   plan.tokens = e.train.steps * e.train.batch * e.train.length;
 
+  const int64_t rows = e.train.batch / e.train.accumulate;
+  if (rows * e.train.length > kLargestPass) {
+    Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", rows, " rows of ", e.train.length, " tokens, expected at most ",
+         kLargestPass, " tokens; raise train.accumulate or reduce train.batch or train.length");
+  }
   Arena parameters(Arena::Mode::kPlan, 0), activations(Arena::Mode::kPlan, 0);
   model.params().Allocate(parameters, DType::kF32, /*training=*/true);
   Stream stream(std::in_place_type<PlanStream>);
-  const int64_t rows = e.train.batch / e.train.accumulate;
   // Views without memory behind them: a plan reads no element.
   Arena inputs(Arena::Mode::kPlan, 0);
   const auto input = [&] { return inputs.Alloc(DType::kI32, {rows, e.train.length}, "input"); };
@@ -74,13 +90,14 @@ RunPlan PlanRun(const Experiment& e) {
   return plan;
 }
 
-Trainer::Trainer(const Experiment& e, Stream& stream)
-    : e_(e), stream_(stream), batch_(e.train.batch, e.train.length) {
+Trainer::Trainer(const Experiment& e, Stream& stream) : e_(e), stream_(stream) {
   if (e.task) {
     task_ = e.task->Make();
     stages_ = task_->Curriculum();
+    CheckTask();
   } else {
     text_ = std::make_unique<Text>(e.data);
+    data_fingerprint_ = FingerprintOf(*text_);
     train_text_ = std::make_unique<TextSource>(*text_, Split::kTrain, e.DataSeed(), e.train.length);
     if (train_text_->windows() < e.train.batch) {
       Fail(ExitCode::kData, e.data.path, ": the training part has ", train_text_->windows(), " rows of ", e.train.length,
@@ -91,8 +108,9 @@ Trainer::Trainer(const Experiment& e, Stream& stream)
     }
   }
   const RunPlan plan = PlanRun(e);
-  if (plan.memory_bytes > MemoryOfMachine()) {
-    Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", plan.memory_bytes >> 20, " MiB (activations ",
+  const int64_t needed = plan.memory_bytes + Batch::Bytes(e.train.batch, e.train.length);
+  if (needed > MemoryOfMachine()) {
+    Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", needed >> 20, " MiB (activations ",
          plan.activation_bytes >> 20, " MiB), the machine has ", MemoryOfMachine() >> 20,
          " MiB; raise train.accumulate or reduce train.batch, train.length or the model");
   }
@@ -102,6 +120,24 @@ Trainer::Trainer(const Experiment& e, Stream& stream)
   model_->params().Allocate(*parameters_, DType::kF32, /*training=*/true);
   model_->params().Initialise(e.InitSeed());
   evaluator_ = std::make_unique<Evaluator>(*model_, stream_, e.train.batch / e.train.accumulate * e.train.length);
+  batch_.emplace(e.train.batch, e.train.length);
+}
+
+// What a later stage or the last evaluation would trip over is found before the first step.
+void Trainer::CheckTask() const {
+  int64_t begin = 0;  // the earliest step of the stage
+  for (const CurriculumStage& stage : stages_) {
+    if (begin >= e_.train.steps) break;
+    TaskSource::CheckLength(*task_, stage.difficulty, e_.train.length);
+    begin += stage.promote_accuracy > 0 ? std::min(stage.steps, e_.train.curriculum_every) : stage.steps;
+  }
+  for (const int64_t n : e_.eval.difficulties) {
+    try {
+      task_->MaxLength(n);
+    } catch (const Error& error) {
+      Fail(error.code(), "eval.difficulties: ", error.what());
+    }
+  }
 }
 
 const Source& Trainer::CurrentSource() {
@@ -117,9 +153,9 @@ const Source& Trainer::CurrentSource() {
 Trainer::StepResult Trainer::Step() {
   StepResult result{};
   result.lr = LearningRate(e_.optim, progress_.step, e_.train.steps);
-  batch_.Fill(CurrentSource(), progress_.rows);
+  batch_->Fill(CurrentSource(), progress_.rows);
   result.difficulty = task_ ? stages_[static_cast<size_t>(progress_.stage)].difficulty : 0;
-  result.labels = batch_.CountLabels();
+  result.labels = batch_->CountLabels();
   Check(result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length, " tokens has no label");
 
   ParamRegistry& params = model_->params();
@@ -127,7 +163,7 @@ Trainer::StepResult Trainer::Step() {
   const int64_t rows = e_.train.batch / e_.train.accumulate;
   const double labels = static_cast<double>(result.labels);
   for (int64_t b = 0; b < e_.train.batch; b += rows) {
-    const Model::Loss loss = Pass(*model_, stream_, *activations_, batch_, b, rows, e_.optim.z_loss, labels);
+    const Model::Loss loss = Pass(*model_, stream_, *activations_, *batch_, b, rows, e_.optim.z_loss, labels);
     const float* nll = loss.nll.Data<float>();
     for (int64_t i = 0; i < loss.nll.size(); ++i) result.loss += nll[i];
   }
@@ -191,18 +227,6 @@ std::vector<Trainer::Evaluation> Trainer::Evaluate() {
     all.push_back({"text", 0, evaluator_->OnText(*held_out_text_, e_.train.length, e_.eval.rows)});
   }
   return all;
-}
-
-std::string Trainer::DataFingerprint() const {
-  if (!text_) return "";
-  XXH64_hash_t hash = 0;
-  for (const Split split : {Split::kTrain, Split::kEval}) {
-    const std::string& bytes = text_->part(split).bytes;
-    hash = XXH3_64bits_withSeed(bytes.data(), bytes.size(), hash);
-  }
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
 }
 
 }  // namespace weft

@@ -57,9 +57,10 @@ class Trainer {
   void set_progress(const Progress& progress) { progress_ = progress; }
   Model& model() { return *model_; }
   // Names the training text, so that a resumed run notices when it changed; "" for tasks.
-  std::string DataFingerprint() const;
+  const std::string& DataFingerprint() const { return data_fingerprint_; }
 
  private:
+  void CheckTask() const;
   const Source& CurrentSource();
   void AdvanceCurriculum();
 
@@ -68,13 +69,14 @@ class Trainer {
   std::unique_ptr<Task> task_;
   std::vector<CurriculumStage> stages_;
   std::unique_ptr<Text> text_;
+  std::string data_fingerprint_;
   std::unique_ptr<TextSource> train_text_, held_out_text_;
   std::optional<TaskSource> task_source_;
   int64_t source_stage_ = -1;
   std::unique_ptr<Model> model_;
   std::optional<Arena> parameters_, activations_;
   std::unique_ptr<Evaluator> evaluator_;
-  Batch batch_;
+  std::optional<Batch> batch_;
   Progress progress_;
 };
 

@@ -1,0 +1,518 @@
+// links: weft_run
+// Bad input: one line that names what was found, what was expected and what to do; the exit code; nothing half written.
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <thread>
+
+#include "experiments/run/checkpoint.h"
+#include "experiments/run/files.h"
+#include "experiments/run/run_dir.h"
+#include "kernels/base/check.h"
+#include "tests/process.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kTinyToml = R"(study = "tiny"
+threads = 1
+[task]
+name = "state_tracking"
+difficulties = [4, 8]
+stage_steps = [3, 0]
+[model]
+d_model = 16
+layers = 2
+pattern = ["gated_delta", "attention"]
+[mixer.attention]
+heads = 2
+[mixer.gated_delta]
+heads = 2
+[train]
+steps = 8
+batch = 4
+length = 64
+checkpoint_every = 4
+log_every = 1000
+[eval]
+samples = 4
+)";
+
+constexpr const char* kTextToml = R"(study = "text"
+threads = 1
+[data]
+path = "text"
+held_out = 0.2
+piece_bytes = 256
+[model]
+d_model = 16
+layers = 1
+pattern = ["attention"]
+[train]
+steps = 4
+batch = 4
+length = 32
+checkpoint_every = 2
+log_every = 1000
+[eval]
+rows = 4
+)";
+
+// Every script starts in a directory with tiny.toml, text.toml and text.
+const std::string kPrelude = R"bash(
+export LC_ALL=C
+train=)bash" + Program("train") + "; eval=" + Program("eval") + "; params=" + Program("params") + "; task=" +
+                             Program("task") + R"bash(
+run='out/*/*'
+finish() { $train ${config:-tiny.toml} --out out "$@"; }
+# What a kill after the first checkpoint leaves.
+crash() {
+  finish "$@" && rm -r $(ls -d $run/checkpoints/* | tail -1) && sed -i 's/"done"/"running"/' $run/status.json
+}
+# flip FILE OFFSET: changes one bit; an offset below 0 counts from the end.
+flip() {
+  local at=$2
+  if [ $at -lt 0 ]; then at=$(($(stat -c %s $1) + at)); fi
+  local byte=$(od -An -tu1 -j$at -N1 $1)
+  printf "\\x$(printf %02x $((byte ^ 4)))" | dd of=$1 bs=1 seek=$at conv=notrunc status=none
+}
+# small_disk SIZE COMMAND: runs it where out/ is a file system of that size.
+small_disk() { unshare -m bash -c "mkdir out && mount -t tmpfs -o size=$1 none out && $2"; }
+# limited BLOCKS COMMAND: no file may grow beyond so many KiB.
+limited() { (ulimit -f $1; shift; "$@" 2>&1 >/dev/null) | cat >&2; return ${PIPESTATUS[0]}; }
+)bash";
+
+struct Case {
+  const char* name;
+  const char* setup;    // what must succeed before
+  const char* command;  // what must fail
+  int code;
+  std::vector<const char*> parts;  // of the one line on stderr
+  bool starts = false;             // the run starts, so that files may appear
+};
+void PrintTo(const Case& c, std::ostream* out) { *out << c.command; }
+
+constexpr bool kStarts = true;
+
+const std::vector<Case> kCases = {
+    // Command lines ---------------------------------------------------------------------------------------------
+    {"TrainNothing", "", "$train", 2, {"give either a CONFIG or --resume RUN"}},
+    {"TrainConfigAndResume", "", "$train tiny.toml --resume out", 2, {"give either a CONFIG or --resume RUN"}},
+    {"TrainTwoConfigs", "", "finish text.toml", 2, {"unexpected argument \"text.toml\"", "--KEY=VALUE"}},
+    {"TrainFlagWithSpace", "", "finish --optim.lr 0.1", 2, {"unexpected argument", "--KEY=VALUE"}},
+    {"TrainResumeWithOut", "", "$train --resume a --out out", 2, {"--out excludes --resume"}},
+    {"TrainJsonWithoutDryRun", "", "finish --json", 2, {"--json requires --dry-run"}},
+    {"TrainOutWithoutValue", "", "$train tiny.toml --out", 2, {"--out: 1 required", "--help"}},
+    {"TrainSetWithoutValue", "", "finish --set optim.lr", 2, {"found \"optim.lr\", expected key=value"}},
+    {"EvalNothing", "", "$eval", 2, {"RUN is required", "--help"}},
+    {"EvalOtherKey", "", "$eval out --optim.lr=1", 2, {"--optim.lr=1", "only keys of [eval]"}},
+    {"ParamsNothing", "", "$params", 2, {"CONFIG is required", "--help"}},
+    {"ParamsUnknownKey", "", "$params tiny.toml --model.d_modle=8", 2, {"model.d_modle", "\"model.d_model\"?"}},
+    {"ParamsStdoutFull", "", "$params tiny.toml >/dev/full", 1, {"standard output cannot be written"}},
+    {"TaskNothing", "", "$task", 2, {"expected list or sample"}},
+    {"TaskUnknownCommand", "", "$task smaple recall", 2, {"not expected: ", "smaple"}},
+    {"TaskListArgument", "", "$task list recall", 2, {"not expected: recall"}},
+    {"TaskSampleNothing", "", "$task sample", 2, {"task is required"}},
+    {"TaskUnknown", "", "$task sample recal", 2, {"unknown task \"recal\"", "nearest is \"recall\""}},
+    {"TaskDifficultyTooHigh", "", "$task sample recall --difficulty=129", 2, {"difficulty 129", "expected 1 to 128"}},
+    {"TaskDifficultyZero", "", "$task sample state_tracking --difficulty=0", 2, {"difficulty 0", "expected 1 to 1024"}},
+    {"TaskDifficultyWord", "", "$task sample recall --difficulty=hard", 2, {"--difficulty = hard"}},
+    {"TaskNegativeCount", "", "$task sample recall --n=-1", 2, {"--n: Value -1 not in range"}},
+    {"TaskNegativeSeed", "", "$task sample recall --seed=-1", 2, {"--seed: Value -1 not in range"}},
+    {"TaskUnknownSplit", "", "$task sample recall --split=test", 2, {"test not in {train,eval}"}},
+    {"TaskUnknownKnob", "", "$task sample recall --querys=3", 2, {"task.querys", "\"task.queries\"?"}},
+    {"TaskKnobOutOfRange", "", "$task sample recall --queries=0", 2, {"task.queries = 0", "expected 1 to 1024"}},
+    {"TaskStagesDoNotMatch", "", "$task sample recall --difficulties=4,8", 2, {"task.stage_steps has 1", "as many"}},
+    {"TaskStdoutFull", "", "$task sample recall >/dev/full", 1, {"standard output cannot be written"}},
+
+    // Settings --------------------------------------------------------------------------------------------------
+    {"ConfigMissing", "", "$train none.toml --out out", 2, {"none.toml: cannot read: No such file"}},
+    {"ConfigIsDirectory", "mkdir dir", "$train dir --out out", 2, {"dir: cannot read: Is a directory"}},
+    {"ConfigNotToml", "echo '[model' > a.toml", "$train a.toml --out out", 2, {"a.toml:1: not TOML"}},
+    {"UnknownKeyInFile", "echo '[optim]\nrate = 1' > a.toml", "$train a.toml --out out", 2,
+     {"a.toml:2: unknown key \"optim.rate\"; did you mean \""}},
+    {"UnknownFlag", "", "finish --optim.warmpu=1", 2, {"--optim.warmpu: unknown key", "did you mean \"optim.warmup\"?"}},
+    {"UnknownKeyWithoutSection", "", "finish --lr=1", 2, {"unknown key \"lr\"; did you mean \"optim.lr\"?"}},
+    {"UnknownKnobOfTask", "", "finish --task.intervall=1", 2, {"did you mean \"task.interval\"?"}},
+    {"KeyTwice", "echo '[optim]\nlr = 1\nlr = 2' > a.toml", "$train a.toml --out out", 2,
+     {"a.toml:3: key \"optim.lr\" is given twice"}},
+    {"SectionTwice", "echo '[optim]\n[optim]' > a.toml", "$train a.toml --out out", 2, {"a.toml:2: "}},
+    {"WrongTypeInFile", "echo '[model]\nd_model = \"wide\"' > a.toml", "$train a.toml --out out", 2,
+     {"a.toml:2: model.d_model = \"wide\" is a string, expected an integer"}},
+    {"WrongTypePattern", "echo '[model]\npattern = \"attention\"' > a.toml", "$train a.toml --out out", 2,
+     {"model.pattern = \"attention\" is a string, expected a list of strings"}},
+    {"FractionForInteger", "", "finish --train.steps=1.5", 2, {"train.steps = 1.5 is a number, expected an integer"}},
+    {"IntegerTooLarge", "", "finish --train.steps=99999999999999999999", 2, {"train.steps", "expected an integer"}},
+    {"LearningRateNegative", "", "finish --optim.lr=-1", 2, {"optim.lr = -1", "out of range, expected 0 to 10"}},
+    {"LearningRateNaN", "", "finish --optim.lr=nan", 2, {"optim.lr = nan", "out of range, expected 0 to 10"}},
+    {"EpsilonZero", "", "finish --optim.eps=0", 2, {"optim.eps = 0", "out of range"}},
+    {"BatchZero", "", "finish --train.batch=0", 2, {"train.batch = 0 is out of range, expected 1 to"}},
+    {"NotAChoice", "", "finish --optim.schedule=cosin", 2, {"constant, cosine, wsd", "did you mean \"cosine\"?"}},
+    {"UnknownDevice", "", "finish --device=gpu", 2, {"device = \"gpu\"", "auto, cpu"}},
+    {"NotUtf8", "", "finish --study=$'\\xff'", 2, {"--study: the value is not UTF-8"}},
+    {"NewlineInValue", "", "finish --study=$'a\\nb'", 2, {"study \"a b\" cannot be a directory"}},
+    {"StudyIsPath", "", "finish --study=a/b", 2, {"study = \"a/b\" is not a folder name"}},
+    {"HeadsDoNotDivide", "", "finish --mixer.attention.heads=3", 2, {"d_model = 16", "heads = 3", "change one"}},
+    {"KvHeadsDoNotDivide", "", "finish --mixer.attention.heads=4 --mixer.attention.kv_heads=3", 2,
+     {"heads = 4 is not a multiple of kv_heads = 3"}},
+    {"OddHeadDimWithRope", "", "finish --mixer.attention.head_dim=7", 2, {"7 is odd", "even head_dim or rope_theta = 0"}},
+    {"TooManyHeads", "", "finish --mixer.gated_delta.heads=64", 2, {"d_model = 16", "heads = 64", "set key_dim"}},
+    {"UnknownMixer", "", "finish --model.pattern=atention", 2, {"unknown mixer \"atention\"", "attention"}},
+    {"UnknownMixerWithDash", "", "finish --model.pattern=attention,gated-delta", 2, {"unknown mixer \"gated\""}},
+    {"UnknownMixerKey", "", "finish --mixer.attention.windw=8", 2, {"did you mean \"mixer.attention.window\"?"}},
+    {"EmptyPattern", "", "finish --model.pattern=[]", 2, {"model.pattern is empty; name at least one mixer"}},
+    {"UnknownTaskName", "", "finish --task.name=state_traking", 2, {"nearest is \"state_tracking\""}},
+    {"NothingToTrainOn", "touch a.toml", "$train a.toml --out out", 2, {"set task.name", "or data.path"}},
+    {"TaskAndText", "", "finish --data.path=text", 2, {"task.name = \"state_tracking\"", "data.path", "drop one"}},
+    {"AccumulateDoesNotDivide", "", "finish --train.accumulate=3", 2, {"train.batch = 4", "train.accumulate = 3"}},
+    {"VocabTooSmall", "", "finish --model.vocab=5", 2, {"model.vocab = 5", "vocabulary of the data, 31"}},
+    {"LengthTooShort", "", "finish --train.length=16", 2, {"train.length = 16 is too short", "difficulty 4", "raise it"}},
+    {"LengthTooShortLater", "", "finish --train.length=32", 2, {"train.length = 32 is too short", "difficulty 8"}},
+    {"EvalDifficulty", "", "finish --eval.difficulties=4,1025", 2,
+     {"eval.difficulties: difficulty 1025 of task state_tracking: expected 1 to 1024"}},
+    {"EvalDifficultyOfTask", "", "finish --task.name=recall --task.stage_steps=3,0 --eval.difficulties=200", 2,
+     {"eval.difficulties: difficulty 200 of task recall: expected 1 to 128"}},
+    {"StagesDoNotMatch", "", "finish --task.difficulties=4", 2, {"task.stage_steps has 2", "task.difficulties 1"}},
+    {"StageDescends", "", "finish --task.difficulties=8,4", 2, {"task.difficulties[1] = 4", "ascending"}},
+    {"TooManyTokens", "", "finish --train.steps=1000000000000 --train.batch=1000000", 2, {"tokens, expected at most"}},
+    {"ModelOutOfMemory", "", "finish --model.d_model=65536 --model.layers=100", 5, {"out of memory", "the machine has"}},
+    {"BatchOutOfMemory", "", "finish --train.batch=1000000 --train.length=1048576", 5,
+     {"out of memory", "1000000 rows of 1048576 tokens", "raise train.accumulate"}},
+    {"RowsOutOfMemory", "", "finish --train.batch=1000000 --train.accumulate=1000000 --train.length=65536", 5,
+     {"out of memory", "reduce train.batch"}},
+    {"DryRunIsCheckedToo", "", "finish --dry-run --mixer.attention.heads=3", 2, {"d_model = 16"}},
+
+    // Text ------------------------------------------------------------------------------------------------------
+    {"TextMissing", "", "$train text.toml --out out --data.path=none", 3, {"data.path: none does not exist; give"}},
+    {"TextEmpty", ": > empty", "$train text.toml --out out --data.path=empty", 3, {"data.path: empty holds no text"}},
+    {"TextEmptyDirectory", "mkdir dir; touch dir/a dir/.hidden", "$train text.toml --out out --data.path=dir", 3,
+     {"data.path: dir holds no text"}},
+    {"TextIsDevice", "", "$train text.toml --out out --data.path=/dev/zero", 3, {"/dev/zero is no regular file"}},
+    {"TextNameTooLong", "", "$train text.toml --out out --data.path=$(printf %300s | tr ' ' x)", 3, {"File name too long"}},
+    {"TextLinksInCircle", "mkdir dir; ln -s . dir/again; cp text dir", "$train text.toml --out out --data.path=dir", 3,
+     {"data.path: dir: cannot read dir/again", "symbolic links"}},
+    {"TextBelowOneRow", "echo short > text", "$train text.toml --out out", 3,
+     {"text: the training part has", "one row needs 33"}},
+    {"TextBelowOneBatch", "", "$train text.toml --out out --train.batch=10000", 3,
+     {"fewer than one batch of 10000", "smaller train.batch"}},
+    {"HeldOutTooSmall", "", "$train text.toml --out out --data.held_out=1e-9", 3,
+     {"the held-out part has 0 bytes", "data.held_out"}},
+
+    // Output ----------------------------------------------------------------------------------------------------
+    {"OutBelowFile", "touch file", "$train tiny.toml --out file/out", 1, {"file/out/tiny/", "a file stands where"}},
+    {"OutBelowDevice", "", "$train tiny.toml --out /dev/full/out", 1, {"/dev/full/out/tiny/", "Not a directory"}},
+    {"OutInProc", "", "$train tiny.toml --out /proc/weft", 1, {"/proc/weft/tiny/", "choose another output directory"}},
+    {"OutHasNoRoomForOneByte", "", "limited 0 finish", 1, {"out/tiny/", "File too large", "ulimit -f"}},
+    {"OutIsReadOnly", "unshare -m true || exit 77",
+     "unshare -m bash -c \"mkdir dir && mount -t tmpfs -o ro none dir && $train tiny.toml --out dir/out\"", 1,
+     {"dir/out/tiny/", "Read-only file system; choose a directory that you may write"}},
+    {"OutIsFullFromStart", "unshare -m true || exit 77",
+     "small_disk 4k \"$train tiny.toml --out out/runs || { code=\\$?; ls -A out | grep . && code=99; exit \\$code; }\"", 1,
+     {"out/runs", "No space left on device; free some space"}},
+    {"OutIsFullAtCheckpoint", "unshare -m true || exit 77", "small_disk 100k \"$train tiny.toml --out out\"", 1,
+     {"out/tiny/", "/checkpoints/step-00000004", "No space left on device; free some space"}, kStarts},
+    {"FileLimitAtCheckpoint", "", "limited 8 finish", 1, {"/checkpoints/step-00000004", "File too large"}, kStarts},
+    {"StdoutFull", "", "finish >/dev/full", 1, {"standard output cannot be written"}, kStarts},
+
+    // Run directories -------------------------------------------------------------------------------------------
+    {"RunOfOtherConfig", "finish; sed -i 's/^lr = .*/lr = 0.5/' $run/resolved.toml", "finish", 2,
+     {"resolved.toml: optim.lr is 0.5, this run asks for 0.001", "another config"}},
+    {"RunStartedAlready", "crash", "finish", 1, {"has been started already", "weft train --resume out/tiny/"}},
+    {"RunIsLocked", "crash", "flock $run/lock $train --resume $run", 1, {"another process is writing this run"}},
+    {"ResumeNothing", "", "$train --resume out/tiny/none", 3, {"out/tiny/none/resolved.toml: is missing"}},
+    {"ResumeAnyDirectory", "mkdir dir", "$train --resume dir", 3, {"dir/resolved.toml: is missing", "no run directory"}},
+    {"ResumeWithSettings", "crash", "$train --resume $run --optim.lr=1", 2, {"--optim.lr=1", "keeps its settings"}},
+    {"ResumeWithEditedSettings", "crash; sed -i 's/^lr = .*/lr = 0.5/' $run/resolved.toml", "$train --resume $run", 3,
+     {"resolved.toml has changed since this checkpoint", "restore it"}},
+    {"ResumeWithBrokenSettings", "crash; echo '[' >> $run/resolved.toml", "$train --resume $run", 2,
+     {"resolved.toml:", "not TOML"}},
+    {"ResumeWithChangedText", "config=text.toml crash; echo more >> text", "$train --resume $run", 3,
+     {"checkpoints/step-00000002", "the text in data.path has changed", "restore it or start a new run"}},
+    {"ResumeWithoutText", "config=text.toml crash; rm text", "$train --resume $run", 3, {"text does not exist"}},
+    {"ResumeWithoutJournal", "crash; rm $run/journal.jsonl", "$train --resume $run", 3, {"journal.jsonl: is missing"}},
+    {"ResumeWithoutStatus", "crash; rm $run/status.json", "$train --resume $run", 3, {"status.json: cannot read"}},
+    {"ResumeWithBrokenStatus", "crash; echo '{' > $run/status.json", "$train --resume $run", 3, {"status.json: is not"}},
+    {"JournalBrokenInTheMiddle", "crash; sed -i '4s/.*/{\"stream\":/' $run/journal.jsonl", "$train --resume $run", 3,
+     {"journal.jsonl:4: broken line: not JSON", "resume from a checkpoint before it"}},
+    {"JournalRowWithoutColumn", "crash; sed -i '4s/\"loss\"/\"lost\"/' $run/journal.jsonl", "$train --resume $run", 3,
+     {"journal.jsonl:4: broken line: ", "loss"}},
+    {"JournalLostItsEnd", "crash; sed -i '4,$d' $run/journal.jsonl", "$train --resume $run", 3,
+     {"journal.jsonl: the journal has", "the checkpoint expects", "use an older checkpoint"}},
+    {"JournalIsAnother", "crash; echo >> $run/journal.jsonl; sed -i '1s/^/ /' $run/journal.jsonl", "$train --resume $run",
+     3, {"journal.jsonl"}},
+
+    // Checkpoints -----------------------------------------------------------------------------------------------
+    {"ModelTruncated", "crash; truncate -s -1 $run/checkpoints/*/model.safetensors", "$train --resume $run", 3,
+     {"model.safetensors: ", "truncated", "no older checkpoint, start the run again"}},
+    {"ModelEmpty", "crash; : > $(ls $run/checkpoints/*/model.safetensors)", "$train --resume $run", 3,
+     {"model.safetensors: has 0 bytes, expected a safetensors file"}},
+    {"ModelMissing", "crash; rm $run/checkpoints/*/model.safetensors", "$train --resume $run", 3,
+     {"model.safetensors: cannot read: No such file", "start the run again"}},
+    {"OptimizerTruncated", "crash; truncate -s 100 $run/checkpoints/*/optimizer.safetensors", "$train --resume $run", 3,
+     {"optimizer.safetensors: the header claims", "truncated"}},
+    {"FlippedByteInTensor", "crash; flip $run/checkpoints/*/model.safetensors -1", "$train --resume $run", 3,
+     {"model.safetensors: tensor head: is corrupted: checksum", "start the run again"}},
+    {"FlippedByteInMoment", "crash; flip $run/checkpoints/*/optimizer.safetensors -1", "$train --resume $run", 3,
+     {"optimizer.safetensors: tensor v.head: is corrupted: checksum"}},
+    {"FlippedByteInHeader", "crash; flip $run/checkpoints/*/model.safetensors 20", "$train --resume $run", 3,
+     {"model.safetensors: "}},
+    {"FlippedByteInState", "crash; sed -i 's/\"rows\": 16/\"rows\": 17/' $run/checkpoints/*/state.json",
+     "$train --resume $run", 3, {"state.json: is corrupted: checksum"}},
+    {"StateMissing", "crash; rm $run/checkpoints/*/state.json", "$train --resume $run", 3, {"state.json: cannot read"}},
+    {"NewestBrokenOlderNamed", "finish; sed -i 's/\"done\"/\"running\"/' $run/status.json; "
+     "flip $run/checkpoints/step-00000008/model.safetensors -1", "$train --resume $run", 3,
+     {"tensor head: is corrupted", "the next older checkpoint is out/tiny/", "step-00000004, remove"}},
+    {"TensorMissing", "crash; $train tiny.toml --out less --model.layers=1; rm -r $run/checkpoints/*; "
+     "cp -r less/tiny/*/checkpoints/step-00000004 $run/checkpoints", "$train --resume $run", 3,
+     {"model.safetensors: tensor blocks.1.", "is missing, expected F32 [", "of another model"}},
+    {"TensorTooMany", "crash; $train tiny.toml --out more --model.layers=3; rm -r $run/checkpoints/*; "
+     "cp -r more/tiny/*/checkpoints/step-00000004 $run/checkpoints", "$train --resume $run", 3,
+     {"model.safetensors: tensor blocks.2.", "is not part of this model", "of another model"}},
+    {"TensorOfOtherShape", "crash; $train tiny.toml --out wide --model.d_ff=32; rm -r $run/checkpoints/*; "
+     "cp -r wide/tiny/*/checkpoints/step-00000004 $run/checkpoints", "$train --resume $run", 3,
+     {"model.safetensors: tensor blocks.0.mlp.", "is F32 [", "expected F32 [", "of another model"}},
+    {"CheckpointOfOtherConfig", "crash; $train tiny.toml --out other --optim.lr=0.5; rm -r $run/checkpoints/*; "
+     "cp -r other/tiny/*/checkpoints/step-00000004 $run/checkpoints", "$train --resume $run", 3,
+     {"step-00000004: ", "resolved.toml has changed since this checkpoint"}},
+    {"CheckpointWithOtherModelFile", "finish; sed -i 's/\"done\"/\"running\"/' $run/status.json; "
+     "cp $run/checkpoints/step-00000004/model.safetensors $run/checkpoints/step-00000008", "$train --resume $run", 3,
+     {"step-00000008/model.safetensors: belongs to another checkpoint"}},
+
+    // Evaluation ------------------------------------------------------------------------------------------------
+    {"EvalNoRun", "", "$eval out/tiny/none", 3, {"out/tiny/none/resolved.toml: is missing"}},
+    {"EvalNoCheckpoint", "finish; rm -r $run/checkpoints", "$eval $run", 3, {"has no checkpoint yet; train it first"}},
+    {"EvalFlippedByte", "finish; flip $run/checkpoints/step-00000008/model.safetensors -1", "$eval $run", 3,
+     {"tensor head: is corrupted", "step-00000004"}},
+    {"EvalUnknownKey", "finish", "$eval $run --eval.sample=3", 2, {"did you mean \"eval.samples\"?"}},
+    {"EvalTooHard", "finish --task.name=recall", "$eval $run --eval.difficulties=200", 2, {"difficulty 200 of task recall"}},
+    {"EvalNothingHeldOut", "config=text.toml finish --data.held_out=0", "$eval $run", 2, {"data.held_out = 0"}},
+    {"EvalStdoutFull", "finish", "$eval $run --json >/dev/full", 1, {"standard output cannot be written"}},
+
+    // Divergence ------------------------------------------------------------------------------------------------
+    {"LossIsNaN", "", "finish --optim.lr=10 --optim.weight_decay=10 --optim.clip=0 --model.init_std=10 --train.steps=100", 4,
+     {"diverged at step", "the last checkpoint is kept; try a smaller optim.lr"}, kStarts},
+};
+
+// Contents of what a failed command must leave alone, and the names of all else.
+std::map<std::string, std::string> FilesBelow(const std::string& root) {
+  std::map<std::string, std::string> files;
+  if (!fs::exists(root)) return files;
+  for (const auto& entry : fs::recursive_directory_iterator(root)) {
+    const std::string path = entry.path().string();
+    const bool kept = path.find("/checkpoints/") != path.npos || path.ends_with(".toml");
+    if (entry.is_regular_file()) files[path] = kept ? Slurp(path) : "";
+  }
+  return files;
+}
+
+class Sandbox {
+ public:
+  Sandbox() {
+    Spill(scratch_ / "tiny.toml", kTinyToml);
+    Spill(scratch_ / "text.toml", kTextToml);
+    std::string text;
+    for (int i = 0; i < 4000; ++i) text += std::to_string(i * i) + (i % 7 == 6 ? "\n" : " ");
+    Spill(scratch_ / "text", text);
+  }
+  // Runs a bash script; returns its exit code. Its output is in out() and err().
+  int Bash(const std::string& script) {
+    Process process(scratch_.path(), {"/bin/bash", "-c", kPrelude + script});
+    const int code = process.Wait();
+    out_ = process.out();
+    err_ = process.err();
+    return code;
+  }
+  const std::string& out() const { return out_; }
+  const std::string& err() const { return err_; }
+  std::string operator/(const std::string& name) const { return scratch_ / name; }
+  const std::string& path() const { return scratch_.path(); }
+  // The one run below `out`.
+  std::string Run(const std::string& out = "out") const {
+    for (const auto& study : fs::directory_iterator(scratch_ / out)) {
+      for (const auto& run : fs::directory_iterator(study)) return run.path().string();
+    }
+    ADD_FAILURE() << "there is no run in " << out;
+    return "";
+  }
+
+ private:
+  Scratch scratch_;
+  std::string out_, err_;
+};
+
+class BadInput : public testing::TestWithParam<Case> {};
+
+TEST_P(BadInput, IsRefused) {
+  const Case& c = GetParam();
+  Sandbox box;
+  const int prepared = box.Bash(c.setup);
+  if (prepared == 77) GTEST_SKIP() << "needs the right to mount";
+  ASSERT_EQ(prepared, 0) << box.err();
+  const auto before = FilesBelow(box / "out");
+
+  EXPECT_EQ(box.Bash(c.command), c.code) << box.err();
+  std::vector<std::string> lines = Lines(box.err());
+  if (c.starts) {
+    ASSERT_FALSE(lines.empty());
+    lines = {lines.back()};
+  }
+  ASSERT_EQ(lines.size(), 1u) << box.err();
+  EXPECT_TRUE(lines[0].starts_with("weft ")) << lines[0];
+  for (const char* part : c.parts) EXPECT_NE(lines[0].find(part), std::string::npos) << lines[0] << "\nlacks " << part;
+
+  const auto after = FilesBelow(box / "out");
+  if (!c.starts) {
+    EXPECT_EQ(before, after);
+    EXPECT_EQ(fs::exists(box / "out"), !before.empty() || std::string(c.command).find("small_disk") == 0);
+  }
+  for (const auto& [path, content] : after) EXPECT_EQ(path.find(".tmp-"), path.npos) << path;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cli, BadInput, testing::ValuesIn(kCases),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// What a run must be able to live through -------------------------------------------------------------------------
+
+// The journal without the columns that measure time.
+std::string Deterministic(const std::string& run) {
+  std::string text;
+  for (const H5Table& table : ReadJournal(run + "/journal.jsonl").tables) {
+    for (const H5Column& column : table.columns) {
+      if (column.unit == "s" || column.unit == "token/s") continue;
+      text += table.name + " " + column.name;
+      for (const double x : table.Numbers(column.name)) text += Cat(" ", std::hexfloat, x);
+      text += "\n";
+    }
+  }
+  return text;
+}
+
+void ExpectSameEnd(const std::string& run, const std::string& straight) {
+  EXPECT_EQ(ReadStatus(run).state, RunState::kDone);
+  EXPECT_EQ(Deterministic(run), Deterministic(straight));
+  const auto end = FindLatest(run), expected = FindLatest(straight);
+  ASSERT_TRUE(end && expected);
+  EXPECT_EQ(end->step, expected->step);
+  for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
+    EXPECT_TRUE(Slurp(end->path + file) == Slurp(expected->path + file)) << file;
+  }
+  EXPECT_EQ(ReadTable(run + "/run.h5", "/train").rows(), ReadTable(straight + "/run.h5", "/train").rows());
+}
+
+TEST(Lives, ABrokenLastLineOfTheJournalIsCut) {
+  for (const char* tail : {"{\"stream\":\"train\",\"st", "not JSON\n", "\\0\\0\\0"}) {
+    Sandbox box;
+    ASSERT_EQ(box.Bash("$train tiny.toml --out straight && crash && printf '" + std::string(tail) + "' >> $run/journal.jsonl"),
+              0);
+    ASSERT_EQ(box.Bash("$train --resume $run"), 0) << box.err();
+    ExpectSameEnd(box.Run(), box.Run("straight"));
+  }
+}
+
+TEST(Lives, AFullDiskThatIsFreed) {
+  Sandbox box;
+  ASSERT_EQ(box.Bash("$train tiny.toml --out straight; limited 8 finish"), 1) << box.err();
+  const Status status = ReadStatus(box.Run());
+  EXPECT_EQ(status.state, RunState::kFailed);
+  EXPECT_NE(status.message.find("File too large"), std::string::npos) << status.message;
+  ASSERT_EQ(box.Bash("$train --resume $run"), 0) << box.err();
+  ExpectSameEnd(box.Run(), box.Run("straight"));
+}
+
+TEST(Lives, AKillBetweenTheLastCheckpointAndItsSnapshot) {
+  Sandbox box;
+  ASSERT_EQ(box.Bash("$train tiny.toml --out straight; cp -r straight out; rm $run/run.h5; "
+                     "sed -i 's/\"done\"/\"running\"/' $run/status.json"),
+            0);
+  ASSERT_EQ(box.Bash("$train --resume $run"), 0) << box.err();
+  ExpectSameEnd(box.Run(), box.Run("straight"));
+}
+
+TEST(Lives, ADoneRunStaysAsItIs) {
+  Sandbox box;
+  ASSERT_EQ(box.Bash("finish"), 0) << box.err();
+  const auto before = FilesBelow(box / "out");
+  for (const char* again : {"$train --resume $run", "finish", "finish --threads=1"}) {
+    EXPECT_EQ(box.Bash(again), 0);
+    EXPECT_NE(box.err().find(" is done\n"), std::string::npos) << box.err();
+  }
+  EXPECT_EQ(FilesBelow(box / "out"), before);
+}
+
+TEST(Lives, DivergenceKeepsTheLastGoodCheckpoint) {
+  Sandbox box;
+  const std::string flags = " --optim.lr=10 --optim.weight_decay=10 --optim.clip=0 --train.steps=100 "
+                            "--train.checkpoint_every=1 --train.keep=1";
+  ASSERT_EQ(box.Bash("finish" + flags), 4) << box.err();
+  const std::string run = box.Run();
+  const Status status = ReadStatus(run);
+  EXPECT_EQ(status.state, RunState::kDiverged);
+  EXPECT_EQ(status.exit_code, 4);
+  EXPECT_NE(status.message.find("diverged at step"), std::string::npos);
+  const auto kept = FindLatest(run);
+  ASSERT_TRUE(kept);
+  EXPECT_GT(kept->step, 1);
+  const SafetensorsFile file(kept->path + "/model.safetensors");
+  for (const auto& entry : file.entries()) {
+    std::vector<float> values(static_cast<size_t>(entry.end - entry.begin) / sizeof(float));
+    file.Read(entry, values.data());
+    for (const float x : values) ASSERT_TRUE(std::isfinite(x)) << entry.name;
+  }
+  EXPECT_EQ(ReadTable(run + "/run.h5", "/train").rows(), ReadStatus(run).step);
+  EXPECT_EQ(box.Bash("$eval $run --json"), 0) << box.err();
+  EXPECT_EQ(box.Bash("$train --resume $run"), 4) << "the same bits diverge again";
+  EXPECT_EQ(FindLatest(run)->step, kept->step);
+}
+
+// Starts a long run, sends `signal` after some steps and expects a checkpoint, `code`, and the same end after a resume.
+void StopAndGoOn(int signal, int code) {
+  Sandbox box;
+  const std::vector<std::string> command = {Program("train"),       "tiny.toml",         "--out",
+                                            "out",                  "--train.steps=400", "--task.stage_steps=40,0",
+                                            "--train.checkpoint_every=0"};
+  Process process(box.path(), command);
+  std::string run;
+  for (int64_t rows = 0; rows < 20;) {
+    ASSERT_FALSE(process.Ended()) << process.err();
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    const std::string line = Lines(process.err()).empty() ? "" : Lines(process.err())[0];
+    if (line.empty()) continue;
+    run = box / line.substr(line.find("out/"));
+    if (!fs::exists(run + "/journal.jsonl")) continue;
+    const auto journal = ReadJournal(run + "/journal.jsonl");
+    rows = journal.tables.empty() ? 0 : journal.tables[0].rows();
+  }
+  ASSERT_TRUE(process.Send(signal));
+  EXPECT_EQ(process.Wait(), code) << process.err();
+  EXPECT_NE(Lines(process.err()).back().find("continue with: weft train --resume out/tiny/"), std::string::npos);
+  const Status status = ReadStatus(run);
+  EXPECT_EQ(status.state, RunState::kPreempted);
+  EXPECT_EQ(status.exit_code, code);
+  ASSERT_TRUE(FindLatest(run));
+  EXPECT_EQ(FindLatest(run)->step, status.step);
+  EXPECT_LT(status.step, 400);
+  EXPECT_EQ(ReadTable(run + "/run.h5", "/train").rows(), status.step);
+  EXPECT_EQ(ReadJournal(run + "/journal.jsonl").tables[0].rows(), status.step);
+
+  ASSERT_EQ(box.Bash("$train --resume $run"), 0) << box.err();
+  ASSERT_EQ(box.Bash("$train tiny.toml --out straight --train.steps=400 --task.stage_steps=40,0 --train.checkpoint_every=0"), 0);
+  ExpectSameEnd(run, box.Run("straight"));
+}
+
+TEST(Lives, CtrlC) { StopAndGoOn(SIGINT, 130); }
+TEST(Lives, Sigterm) { StopAndGoOn(SIGTERM, 75); }
+TEST(Lives, Sigusr1) { StopAndGoOn(SIGUSR1, 75); }
+
+TEST(Lives, ATerminalThatIsGone) {
+  Sandbox box;
+  EXPECT_EQ(box.Bash("finish --train.log_every=1 2>/dev/full"), 0);
+  EXPECT_EQ(ReadStatus(box.Run()).state, RunState::kDone);
+}
+
+}  // namespace
+}  // namespace weft
