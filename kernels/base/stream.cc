@@ -125,14 +125,9 @@ void CpuStream::RunItems(int64_t n, Item item, void* body) {
   pool.job.fetch_add(1, std::memory_order_release);
   pool.job.notify_all();
   pool.Work(workers_[0]);
-<<<<<<< HEAD
   pool.open.store(false);
   for (int spin = 0; pool.inside.load() != 0; ++spin) {
     spin < kSpins ? _mm_pause() : void(sched_yield());  // a helper may have lost its core
-=======
-  for (int spin = 0; pool.running.load(std::memory_order_acquire) != 0; ++spin) {
-    spin < kSpins ? _mm_pause() : void(sched_yield());  // a helper may have lost its core to another process
->>>>>>> faults
   }
   if (pool.error) std::rethrow_exception(pool.error);
 }
