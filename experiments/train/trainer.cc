@@ -80,9 +80,14 @@ RunPlan PlanRun(const Experiment& e) {
   Context c{stream, activations};
   Tape tape(/*recording=*/true);
   const TensorView tokens = input(), labels = input();
-  const Model::Loss loss = model.LossOf(c, tape, tokens, labels, Documents{input()}, e.optim.z_loss, 1);
-  tape.Seed(loss.total);
-  tape.Backward(stream);
+  try {
+    const Model::Loss loss = model.LossOf(c, tape, tokens, labels, Documents{input()}, e.optim.z_loss, 1);
+    tape.Seed(loss.total);
+    tape.Backward(stream);
+  } catch (const Error& error) {
+    // What an op refuses before it has seen data is a setting.
+    Fail(ExitCode::kUsage, error.what());
+  }
   plan.training_flops_per_token =
       std::get<PlanStream>(stream).flops / static_cast<double>(rows * e.train.length);
   plan.activation_bytes = activations.peak();
