@@ -34,11 +34,13 @@ void* Worker::AllocBytes(size_t bytes) {
 }
 
 struct CpuStream::Pool {
-  // One job at a time. Threads spin briefly for the next job, since ops follow each other within microseconds, and
-  // then sleep.
-  alignas(64) std::atomic<uint32_t> job{0};      // its number; changes when a new one is posted
-  alignas(64) std::atomic<int64_t> next{0};      // next item to take
-  alignas(64) std::atomic<int32_t> running{0};   // helpers that have not finished this job
+  // One job at a time. Threads spin briefly for the next job, since ops follow each other within
+  // microseconds, and then sleep. A thread that comes too late for a job is not waited for: it may
+  // read the job's fields only if it still finds it open after it has counted itself in.
+  alignas(64) std::atomic<uint32_t> job{0};     // its number; changes when a new one is posted
+  alignas(64) std::atomic<bool> open{false};
+  alignas(64) std::atomic<int32_t> inside{0};   // helpers that may be reading the fields below
+  alignas(64) std::atomic<int64_t> next{0};     // next item to take
   std::atomic<bool> stop{false};
   int64_t n = 0;
   Item item = nullptr;
@@ -88,8 +90,9 @@ CpuStream::CpuStream(int threads) : workers_(static_cast<size_t>(threads > 0 ? t
         }
         seen = pool->job.load(std::memory_order_acquire);
         if (pool->stop) return;
-        pool->Work(*worker);
-        pool->running.fetch_sub(1, std::memory_order_release);
+        pool->inside.fetch_add(1);
+        if (pool->open.load()) pool->Work(*worker);
+        pool->inside.fetch_sub(1, std::memory_order_release);
       }
     });
   }
@@ -118,11 +121,14 @@ void CpuStream::RunItems(int64_t n, Item item, void* body) {
   pool.body = body;
   pool.error = nullptr;
   pool.next.store(0, std::memory_order_relaxed);
-  pool.running.store(static_cast<int32_t>(pool.threads.size()), std::memory_order_relaxed);
+  pool.open.store(true, std::memory_order_release);
   pool.job.fetch_add(1, std::memory_order_release);
   pool.job.notify_all();
   pool.Work(workers_[0]);
-  while (pool.running.load(std::memory_order_acquire) != 0) _mm_pause();
+  pool.open.store(false);
+  for (int spin = 0; pool.inside.load() != 0; ++spin) {
+    spin < kSpins ? _mm_pause() : void(sched_yield());  // a helper may have lost its core
+  }
   if (pool.error) std::rethrow_exception(pool.error);
 }
 

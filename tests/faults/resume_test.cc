@@ -1,0 +1,451 @@
+// links: weft_train
+// A run's bits depend on its settings alone: not on interruptions, threads or what else the process trains.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "experiments/run/checkpoint.h"
+#include "experiments/run/files.h"
+#include "experiments/run/run_dir.h"
+#include "experiments/train/run_loop.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kModel = R"(
+[model]
+d_model = 16
+layers = 2
+pattern = ["gated_delta", "attention"]
+[mixer.attention]
+heads = 2
+[mixer.gated_delta]
+heads = 2
+[optim]
+schedule = "cosine"
+warmup = 3
+[train]
+steps = 12
+batch = 4
+length = 64
+checkpoint_every = 5
+log_every = 1000
+curriculum_every = 2
+curriculum_samples = 16
+[eval]
+every = 3
+samples = 8
+rows = 8
+)";
+const std::string kStages = std::string(R"([task]
+name = "state_based_recall"
+max_difficulty = 8
+difficulties = [2, 4, 8]
+stage_steps = [3, 5, 0]
+promote_accuracy = 0
+)") + kModel;
+// The first stage is guessed from chance on, the second one is not, so that accuracy and steps both promote.
+const std::string kAccuracy = std::string(R"([task]
+name = "recall"
+max_difficulty = 8
+difficulties = [1, 2, 4, 8]
+stage_steps = [4, 4, 4, 0]
+promote_accuracy = 0.4
+)") + kModel;
+const std::string kText = std::string(R"([data]
+path = "TEXT"
+held_out = 0.2
+piece_bytes = 256
+)") + kModel;
+
+class Resume : public testing::Test {
+ protected:
+  Resume() {
+    std::string name = testing::TempDir() + "weft_resume_XXXXXX";
+    path_ = mkdtemp(name.data());
+    std::ofstream text(path_ + "/text");
+    for (int i = 0; i < 2000; ++i) text << i * i << (i % 7 == 6 ? "\n" : " ");
+  }
+  ~Resume() override { fs::remove_all(path_); }
+
+  std::unique_ptr<Experiment> Make(std::string toml, const std::vector<std::string>& overrides = {}) const {
+    if (const size_t at = toml.find("TEXT"); at != toml.npos) toml.replace(at, 4, path_ + "/text");
+    return Experiment::FromToml(toml, "test", overrides);
+  }
+  RunDirectory Directory(Experiment& e, const std::string& out) const {
+    return RunDirectory::Create({path_ + "/" + out, e.study, e.Fields(), e.origins(), e.source_text(), {}});
+  }
+
+  // Runs to the end, and with `interrupted` is stopped by a signal and started anew after every step.
+  std::string Train(const std::string& toml, const std::string& out, bool interrupted,
+                    const std::vector<std::string>& overrides = {}) const {
+    for (;;) {
+      const auto e = Make(toml, overrides);
+      Stream stream(std::in_place_type<CpuStream>, 1);
+      Trainer trainer(*e, stream);
+      RunDirectory run = Directory(*e, out);
+      const double seconds = run.existed() ? RestoreCheckpoint(run, trainer) : 0;
+      const StopSignals signals;
+      if (interrupted) raise(SIGTERM);
+      testing::internal::CaptureStdout();
+      testing::internal::CaptureStderr();
+      const ExitCode code = TrainToEnd(*e, run, trainer, seconds);
+      testing::internal::GetCapturedStdout();
+      testing::internal::GetCapturedStderr();
+      if (code == ExitCode::kOk) return run.path();
+      EXPECT_EQ(code, ExitCode::kRequeue);
+    }
+  }
+
+  // The journal without the columns that measure time.
+  static std::string Deterministic(const std::string& run) {
+    std::string text;
+    for (const H5Table& table : ReadJournal(run + "/journal.jsonl").tables) {
+      for (const H5Column& column : table.columns) {
+        if (column.unit == "s" || column.unit == "token/s") continue;
+        text += table.name + " " + column.name;
+        for (const double x : table.Numbers(column.name)) text += Cat(" ", std::hexfloat, x);
+        text += "\n";
+      }
+    }
+    return text;
+  }
+  static void ExpectSame(const std::string& a, const std::string& b) {
+    EXPECT_EQ(Deterministic(a), Deterministic(b));
+    const auto x = FindLatest(a), y = FindLatest(b);
+    ASSERT_TRUE(x && y);
+    ASSERT_EQ(x->step, y->step);
+    for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
+      EXPECT_TRUE(ReadFile(x->path + file) == ReadFile(y->path + file)) << file << " differs";
+    }
+  }
+  void ExpectInterruptionsDoNotMatter(const std::string& toml, const std::vector<std::string>& overrides = {}) const {
+    ExpectSame(Train(toml, "interrupted", true, overrides), Train(toml, "straight", false, overrides));
+  }
+  // Difficulty of every step of the run in `out`.
+  static std::vector<double> Difficulties(const std::string& run) {
+    return ReadTable(run + "/run.h5", "/train").Numbers("difficulty");
+  }
+
+  std::string path_;
+};
+
+std::vector<float> Values(Trainer& trainer) {
+  std::vector<float> all;
+  for (const Param& p : trainer.model().params().params()) {
+    for (const TensorView& x : {p.var.x, p.moments[0], p.moments[1]}) {
+      all.insert(all.end(), x.Data<float>(), x.Data<float>() + x.size());
+    }
+  }
+  return all;
+}
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+TEST_F(Resume, CurriculumByStages) {
+  ExpectInterruptionsDoNotMatter(kStages);
+  EXPECT_EQ(Difficulties(Train(kStages, "again", false)),
+            (std::vector<double>{2, 2, 2, 4, 4, 4, 4, 4, 8, 8, 8, 8}));
+}
+
+TEST_F(Resume, CurriculumByAccuracy) {
+  ExpectInterruptionsDoNotMatter(kAccuracy, {"train.steps=24"});
+  const std::vector<double> all = Difficulties(Train(kAccuracy, "again", false, {"train.steps=24"}));
+  EXPECT_GT(std::count(all.begin(), all.end(), 8.0), 12) << "accuracy promoted no stage early";
+  EXPECT_EQ(all[0], 1);
+}
+
+TEST_F(Resume, TextAcrossEpochs) {
+  // 12 steps of 16 rows go through the training windows more than once.
+  ExpectInterruptionsDoNotMatter(kText, {"train.batch=16"});
+  const auto e = Make(kText);
+  const Text text(e->data);
+  EXPECT_LT(TextSource(text, Split::kTrain, 0, 64).windows(), 12 * 16);
+}
+
+TEST_F(Resume, Accumulation) { ExpectInterruptionsDoNotMatter(kStages, {"train.accumulate=2"}); }
+
+TEST_F(Resume, AccumulationChangesRoundingOnly) {
+  for (const std::string& toml : {kStages, kText}) {
+    std::vector<float> weights[2];
+    double losses[2] = {};
+    for (int i : {0, 1}) {
+      // Without AdamW's sign-like first steps, which would magnify a rounding of a gradient near zero.
+      const auto e = Make(toml, {Cat("train.accumulate=", i == 0 ? 1 : 4), "optim.eps=1", "optim.z_loss=1e-4"});
+      Stream stream(std::in_place_type<CpuStream>, 1);
+      Trainer trainer(*e, stream);
+      for (int step = 0; step < 4; ++step) losses[i] += trainer.Step().loss;
+      weights[i] = Values(trainer);
+    }
+    EXPECT_NEAR(losses[0], losses[1], 1e-5 * losses[0]);
+    ASSERT_EQ(weights[0].size(), weights[1].size());
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < weights[0].size(); ++i) {
+      difference += std::pow(weights[0][i] - weights[1][i], 2);
+      norm += std::pow(weights[0][i], 2);
+    }
+    EXPECT_LT(std::sqrt(difference / norm), 1e-6);
+    EXPECT_FALSE(SameBits(weights[0], weights[1])) << "4 micro-batches were not summed";
+  }
+}
+
+TEST_F(Resume, ThreadsKeepTheBits) {
+  for (const std::string& toml : {kStages, kText}) {
+    std::vector<float> weights[2];
+    for (int i : {0, 1}) {
+      const auto e = Make(toml);
+      Stream stream(std::in_place_type<CpuStream>, i + 1);
+      Trainer trainer(*e, stream);
+      for (int step = 0; step < 3; ++step) trainer.Step();
+      trainer.Evaluate();
+      weights[i] = Values(trainer);
+    }
+    EXPECT_TRUE(SameBits(weights[0], weights[1]));
+  }
+}
+
+TEST_F(Resume, TrainersInOneProcessDoNotMeet) {
+  const auto task = Make(kStages), text = Make(kText, {"seed=7"});
+  const auto alone = [](const Experiment& e) {
+    Stream stream(std::in_place_type<CpuStream>, 1);
+    Trainer trainer(e, stream);
+    for (int step = 0; step < 5; ++step) trainer.Step();
+    return Values(trainer);
+  };
+  const auto a = alone(*task), b = alone(*text);
+  // Both on one stream.
+  Stream stream(std::in_place_type<CpuStream>, 1);
+  Trainer first(*task, stream), second(*text, stream);
+  for (int step = 0; step < 5; ++step) {
+    first.Step();
+    if (step == 2) first.Evaluate();
+    second.Step();
+  }
+  EXPECT_TRUE(SameBits(Values(first), a));
+  EXPECT_TRUE(SameBits(Values(second), b));
+}
+
+TEST_F(Resume, SeedsOfDataAndWeightsAreIndependent) {
+  struct Outcome {
+    std::vector<float> weights;
+    std::vector<int64_t> labels;  // per step: samples of state_based_recall differ in length, so data leave a trace
+    double loss;
+  };
+  const auto outcome = [&](const std::vector<std::string>& seeds) {
+    const auto e = Make(kStages, seeds);
+    Stream stream(std::in_place_type<CpuStream>, 1);
+    Trainer trainer(*e, stream);
+    Outcome o{Values(trainer), {}, 0};
+    for (int step = 0; step < 10; ++step) {
+      const auto result = trainer.Step();
+      o.labels.push_back(result.labels);
+      o.loss = result.loss;
+    }
+    return o;
+  };
+  const Outcome base = outcome({"seed=1"});
+  const Outcome same = outcome({"seed=5", "init_seed=1", "data_seed=1"});
+  EXPECT_TRUE(SameBits(same.weights, base.weights));
+  EXPECT_EQ(same.loss, base.loss);
+  const Outcome data = outcome({"seed=1", "data_seed=2"});
+  EXPECT_TRUE(SameBits(data.weights, base.weights));
+  EXPECT_NE(data.labels, base.labels);
+  const Outcome init = outcome({"seed=1", "init_seed=2"});
+  EXPECT_FALSE(SameBits(init.weights, base.weights));
+  EXPECT_EQ(init.labels, base.labels);
+  EXPECT_NE(init.loss, base.loss);
+}
+
+TEST_F(Resume, DivergenceChangesNothing) {
+  const auto e = Make(kStages);
+  Stream stream(std::in_place_type<CpuStream>, 1);
+  Trainer trainer(*e, stream);
+  trainer.Step();
+  trainer.model().params().params().front().var.x.Data<float>()[5] = std::nanf("");
+  const auto before = Values(trainer);
+  try {
+    for (int step = 0; step < 20; ++step) trainer.Step();
+    ADD_FAILURE() << "NaN went unnoticed";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kDiverged) << error.what();
+  }
+  EXPECT_TRUE(SameBits(Values(trainer), before));
+  EXPECT_EQ(trainer.progress().step, 1);
+}
+
+// Data ------------------------------------------------------------------------------------------------------------
+
+TEST_F(Resume, PermutationIsABijection) {
+  for (const int64_t n : {1, 2, 3, 4, 5, 17, 64, 65, 1000}) {
+    std::set<std::vector<int64_t>> orders;
+    for (const int64_t epoch : {0, 1, 2, 1000000}) {
+      std::vector<int64_t> order;
+      for (int64_t i = 0; i < n; ++i) order.push_back(Permute(3, epoch, n, i));
+      orders.insert(order);
+      std::sort(order.begin(), order.end());
+      for (int64_t i = 0; i < n; ++i) ASSERT_EQ(order[static_cast<size_t>(i)], i) << "n = " << n << ", epoch " << epoch;
+    }
+    if (n >= 17) {
+      EXPECT_EQ(orders.size(), 4u) << "n = " << n << ": two epochs have the same order";
+      std::vector<int64_t> other;
+      for (int64_t i = 0; i < n; ++i) other.push_back(Permute(4, 0, n, i));
+      EXPECT_FALSE(orders.contains(other)) << "n = " << n << ": two seeds have the same order";
+    }
+  }
+}
+
+TEST_F(Resume, AnEpochReadsEveryWindowOnce) {
+  const auto e = Make(kText);
+  const Text text(e->data);
+  const int64_t length = 64;
+  const TextSource source(text, Split::kTrain, 11, length);
+  const std::string& bytes = text.part(Split::kTrain).bytes;
+  std::vector<int32_t> tokens(length), labels(length), starts(length);
+  const Row row{tokens.data(), labels.data(), starts.data(), length};
+  std::vector<std::string> orders[2];
+  for (int64_t epoch : {0, 1}) {
+    for (int64_t i = 0; i < source.windows(); ++i) {
+      source.Fill(epoch * source.windows() + i, row);
+      orders[epoch].emplace_back(tokens.begin(), tokens.end());
+      for (int64_t t = 0; t + 1 < length; ++t) {
+        if (labels[static_cast<size_t>(t)] != kIgnoreLabel) {
+          ASSERT_EQ(labels[static_cast<size_t>(t)], tokens[static_cast<size_t>(t) + 1]);
+        }
+      }
+    }
+  }
+  EXPECT_NE(orders[0], orders[1]);
+  std::vector<std::string> windows;
+  for (int64_t w = 0; w < source.windows(); ++w) {
+    windows.push_back(bytes.substr(static_cast<size_t>(w * length), static_cast<size_t>(length)));
+  }
+  std::sort(windows.begin(), windows.end());
+  for (auto& order : orders) {
+    std::sort(order.begin(), order.end());
+    EXPECT_EQ(order, windows);
+  }
+}
+
+TEST_F(Resume, HeldOutTextIsNotTrainedOn) {
+  const auto e = Make(kText);
+  const Text text(e->data);
+  // Every line of this text occurs once.
+  std::set<std::string> lines[2];
+  size_t bytes = 0;
+  for (const Split split : {Split::kTrain, Split::kEval}) {
+    const Text::Part& part = text.part(split);
+    bytes += part.bytes.size();
+    std::istringstream in(part.bytes);
+    for (std::string line; std::getline(in, line);) lines[split == Split::kEval].insert(line);
+    ASSERT_FALSE(part.starts.empty());
+    EXPECT_EQ(part.starts[0], 0);
+    EXPECT_TRUE(std::is_sorted(part.starts.begin(), part.starts.end()));
+  }
+  EXPECT_EQ(bytes, fs::file_size(path_ + "/text"));
+  EXPECT_GT(lines[1].size(), 20u);
+  for (const std::string& line : lines[1]) EXPECT_FALSE(lines[0].contains(line)) << line;
+
+  // The split is a property of the content: further text before and after moves nothing to the other side.
+  fs::create_directories(path_ + "/more");
+  std::ofstream(path_ + "/more/a") << "something else\n";
+  fs::copy(path_ + "/text", path_ + "/more/b");
+  TextConfig config = e->data;
+  config.path = path_ + "/more";
+  const Text more(config);
+  EXPECT_NE(more.part(Split::kTrain).bytes.size() + more.part(Split::kEval).bytes.size(), bytes);
+  std::istringstream in(more.part(Split::kEval).bytes);
+  for (std::string line; std::getline(in, line);) {
+    EXPECT_TRUE(line == "something else" || lines[1].contains(line)) << line;
+  }
+}
+
+TEST_F(Resume, DocumentsEndWithoutALabel) {
+  fs::create_directories(path_ + "/files");
+  std::string joined;
+  for (const char* name : {"a", "b", "c"}) {
+    const std::string content = std::string(10, name[0]);
+    std::ofstream(path_ + "/files/" + name) << content;
+    joined += content;
+  }
+  TextConfig config;
+  config.path = path_ + "/files";
+  config.held_out = 0;
+  const Text text(config);
+  EXPECT_EQ(text.part(Split::kTrain).bytes, joined);
+  const TextSource source(text, Split::kTrain, 0, 29);
+  std::vector<int32_t> tokens(29), labels(29), starts(29);
+  source.Fill(0, {tokens.data(), labels.data(), starts.data(), 29});
+  for (size_t t = 0; t < 29; ++t) {
+    EXPECT_EQ(tokens[t], joined[t]);
+    EXPECT_EQ(labels[t], t % 10 == 9 ? kIgnoreLabel : joined[t + 1]) << t;
+    EXPECT_EQ(starts[t], static_cast<int32_t>(t / 10 * 10)) << t;
+  }
+}
+
+// Schedule --------------------------------------------------------------------------------------------------------
+
+TEST(Schedule, Constant) {
+  OptimConfig c;
+  c.lr = 2;
+  for (const int64_t step : {0, 1, 50, 99}) EXPECT_EQ(LearningRate(c, step, 100), 2);
+}
+
+TEST(Schedule, WarmUp) {
+  for (const char* schedule : {"constant", "cosine", "wsd"}) {
+    OptimConfig c;
+    c.lr = 2;
+    c.schedule = schedule;
+    c.warmup = 10;
+    EXPECT_DOUBLE_EQ(LearningRate(c, 0, 100), 0.2);
+    EXPECT_DOUBLE_EQ(LearningRate(c, 4, 100), 1);
+    EXPECT_DOUBLE_EQ(LearningRate(c, 9, 100), 2);
+    EXPECT_DOUBLE_EQ(LearningRate(c, 10, 100), 2) << schedule;
+    c.warmup = 1000;  // longer than the run
+    EXPECT_DOUBLE_EQ(LearningRate(c, 99, 100), 0.2);
+  }
+}
+
+TEST(Schedule, Cosine) {
+  OptimConfig c;
+  c.lr = 2;
+  c.schedule = "cosine";
+  c.warmup = 20;
+  c.final_lr = 0.1;
+  EXPECT_DOUBLE_EQ(LearningRate(c, 20, 100), 2);
+  EXPECT_DOUBLE_EQ(LearningRate(c, 40, 100), 2 * (0.1 + 0.9 * (1 + std::sqrt(0.5)) / 2));
+  EXPECT_DOUBLE_EQ(LearningRate(c, 60, 100), 2 * (0.1 + 0.9 / 2));
+  EXPECT_NEAR(LearningRate(c, 99, 100), 0.2, 1e-3);
+  EXPECT_DOUBLE_EQ(LearningRate(c, 100, 100), 0.2);
+}
+
+TEST(Schedule, WarmUpStableDecay) {
+  OptimConfig c;
+  c.lr = 2;
+  c.schedule = "wsd";
+  c.warmup = 5;
+  c.final_lr = 0;
+  c.decay_share = 0.2;
+  EXPECT_DOUBLE_EQ(LearningRate(c, 5, 100), 2);
+  EXPECT_DOUBLE_EQ(LearningRate(c, 80, 100), 2);
+  EXPECT_DOUBLE_EQ(LearningRate(c, 81, 100), 2 * 0.95);
+  EXPECT_DOUBLE_EQ(LearningRate(c, 90, 100), 1);
+  EXPECT_DOUBLE_EQ(LearningRate(c, 99, 100), 0.1);
+  c.final_lr = 0.5;
+  EXPECT_DOUBLE_EQ(LearningRate(c, 90, 100), 1.5);
+  c.decay_share = 0;
+  EXPECT_DOUBLE_EQ(LearningRate(c, 99, 100), 2);
+}
+
+}  // namespace
+}  // namespace weft
