@@ -13,7 +13,7 @@
 
 #include "kernels/elementary/elementary.h"
 #include "kernels/gated_delta/gated_delta.h"
-#include "kernels/gated_delta/lanes.h"
+#include "kernels/base/lanes.h"
 
 namespace weft {
 namespace {

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "kernels/elementary/elementary.h"
-#include "kernels/gated_delta/lanes.h"
+#include "kernels/base/lanes.h"
 #include "kernels/short_conv/short_conv.h"
 
 namespace weft {

@@ -16,8 +16,8 @@ namespace fs = std::filesystem;
 
 class Launcher : public testing::Test {
  protected:
-  Launcher() : folder_("a house"), house_(folder_.path() / "weft house") {
-    WriteText(house_ / "CMakeLists.txt", R"(cmake_minimum_required(VERSION 3.25)
+  Launcher() : house_(folder_ / "weft house") {
+    SpillDeep(house_ / "CMakeLists.txt", R"(cmake_minimum_required(VERSION 3.25)
 project(house C)
 file(GLOB sources CONFIGURE_DEPENDS arch/*/*.c)
 set_source_files_properties(${sources} PROPERTIES LANGUAGE C)
@@ -28,7 +28,7 @@ add_executable(weft-train arch/core/train.c)
 target_compile_definitions(weft-train PRIVATE ROOMS=${count})
 add_custom_target(programs DEPENDS weft-train)
 )");
-    WriteText(house_ / "arch/core/train.c", R"(#include <stdio.h>
+    SpillDeep(house_ / "arch/core/train.c", R"(#include <stdio.h>
 #include "room.h"
 int main(int n, char** v) {
   printf("%s %d", WORD, ROOMS);
@@ -37,7 +37,7 @@ int main(int n, char** v) {
   return 75;
 }
 )");
-    WriteText(house_ / "arch/core/room.h", "#define WORD \"one\"\n");
+    SpillDeep(house_ / "arch/core/room.h", "#define WORD \"one\"\n");
     fs::copy_file(fs::path(WEFT_SOURCE_DIR) / "weft", house_ / "weft");
   }
   // `weft train ARGUMENTS` with the packages taken for installed.
@@ -51,7 +51,7 @@ int main(int n, char** v) {
     return last;
   }
 
-  TemporaryFolder folder_;
+  Scratch folder_;
   fs::path house_;
 };
 
@@ -64,11 +64,11 @@ TEST_F(Launcher, BuildsWhatHasChangedAndOnlyThat) {
   r = Run("'weft house/weft' train");
   EXPECT_EQ(r.output, "one 1\n");
 
-  WriteText(house_ / "arch/core/room.h", "#define WORD \"two\"\n");
+  SpillDeep(house_ / "arch/core/room.h", "#define WORD \"two\"\n");
   r = Run("'weft house/weft' train");
   EXPECT_EQ(Last(r.output), "two 1");
 
-  WriteText(house_ / "arch/hall/room.h", "");
+  SpillDeep(house_ / "arch/hall/room.h", "");
   r = Run("'weft house/weft' train");
   EXPECT_EQ(Last(r.output), "two 2") << "a new folder is not seen";
 
@@ -76,7 +76,7 @@ TEST_F(Launcher, BuildsWhatHasChangedAndOnlyThat) {
   r = Run("'weft house/weft' train");
   EXPECT_EQ(Last(r.output), "two 1") << "a removed folder is not seen";
 
-  fs::rename(house_, folder_.path() / "moved");
+  fs::rename(house_, folder_ / "moved");
   r = Run("moved/weft train");
   EXPECT_EQ(Last(r.output), "two 1") << "moved: " << r.output;
 }
@@ -86,24 +86,24 @@ TEST_F(Launcher, IsNotFooledByTheClock) {
   Run("'weft house/weft' train");
   const fs::path header = house_ / "arch/core/room.h";
   for (int i = 0; i < 3; ++i) {
-    WriteText(header, "#define WORD \"tick" + std::to_string(i) + "\"\n");
+    SpillDeep(header, "#define WORD \"tick" + std::to_string(i) + "\"\n");
     EXPECT_EQ(Last(Run("'weft house/weft' train").output), "tick" + std::to_string(i) + " 1");
   }
   const auto built = fs::last_write_time(header);
-  WriteText(header, "#define WORD \"past\"\n");
+  SpillDeep(header, "#define WORD \"past\"\n");
   fs::last_write_time(header, built - std::chrono::hours(24));
   EXPECT_EQ(Last(Run("'weft house/weft' train").output), "past 1");
 }
 
 TEST_F(Launcher, WorksFromAnywhere) {
-  fs::create_directories(folder_.path() / "else where");
-  fs::create_symlink(house_ / "weft", folder_.path() / "link");
-  fs::create_symlink("../link", folder_.path() / "else where/weft");
+  fs::create_directories(folder_ / "else where");
+  fs::create_symlink(house_ / "weft", folder_ / "link");
+  fs::create_symlink("../link", folder_ / "else where/weft");
   EXPECT_EQ(Last(Run("cd 'else where' && ./weft train").output), "one 1");
-  EXPECT_EQ(Run("cd / && '" + (folder_.path() / "link").string() + "' train").output, "one 1\n");
+  EXPECT_EQ(Run("cd / && '" + (folder_ / "link") + "' train").output, "one 1\n");
   EXPECT_EQ(Run("cd 'weft house/arch' && CDPATH=/ ../weft train").output, "one 1\n");
-  EXPECT_FALSE(fs::exists(folder_.path() / "build"));
-  EXPECT_FALSE(fs::exists(folder_.path() / "else where/build"));
+  EXPECT_FALSE(fs::exists(folder_ / "build"));
+  EXPECT_FALSE(fs::exists(folder_ / "else where/build"));
 }
 
 TEST_F(Launcher, MayBeCalledManyTimesAtOnce) {
@@ -118,13 +118,13 @@ TEST_F(Launcher, MayBeCalledManyTimesAtOnce) {
 }
 
 TEST_F(Launcher, ABrokenBuildIsShortAndHealsItself) {
-  WriteText(house_ / "arch/core/room.h", "#define WORD undeclared_name\n");
+  SpillDeep(house_ / "arch/core/room.h", "#define WORD undeclared_name\n");
   ShellResult r = Run("'weft house/weft' train");
   EXPECT_EQ(r.code, 1);
   EXPECT_NE(r.output.find("undeclared_name"), std::string::npos) << r.output;
   EXPECT_NE(r.output.find("build.log"), std::string::npos) << r.output;
   EXPECT_LT(std::count(r.output.begin(), r.output.end(), '\n'), 30) << r.output;
-  WriteText(house_ / "arch/core/room.h", "#define WORD \"whole\"\n");
+  SpillDeep(house_ / "arch/core/room.h", "#define WORD \"whole\"\n");
   EXPECT_EQ(Last(Run("'weft house/weft' train").output), "whole 1");
 }
 

@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 
 const fs::path kRoot = WEFT_SOURCE_DIR;
 
-std::string Readme() { return ReadText(kRoot / "README.md"); }
+std::string Readme() { return Slurp(kRoot / "README.md"); }
 
 // All blocks of README.md that begin with ```<language>, one after the other.
 std::string Blocks(const std::string& language) {
@@ -52,43 +52,49 @@ void Furnish(const fs::path& folder) {
   for (const char* room : {"experiments", "sweeps"}) {
     for (const auto& entry : fs::directory_iterator(kRoot / room)) {
       if (entry.path().extension() != ".toml") continue;
-      WriteText(folder / room / entry.path().filename(), ScaledDown(ReadText(entry.path())));
+      SpillDeep(folder / room / entry.path().filename(), ScaledDown(Slurp(entry.path())));
     }
   }
   fs::create_symlink(kRoot / "kernels", folder / "kernels");
-  WriteText(folder / "weft", "#!/bin/bash\nprogram=" WEFT_BIN_DIR
-                             "/weft-$1\n[ $1 != plot ] || program=" WEFT_SOURCE_DIR
-                             "/analysis/weft-plot\nshift\nexec $program \"$@\"\n");
+  Spill(folder / "weft",
+        "#!/bin/bash\n"
+        "program='" WEFT_BIN_DIR
+        "/weft-'$1\n"
+        "[ $1 != plot ] || program='" WEFT_SOURCE_DIR
+        "/analysis/weft-plot'\n"
+        "shift\n"
+        "exec \"$program\" \"$@\"\n");
   fs::permissions(folder / "weft", fs::perms::owner_all);
 }
 
 TEST(Readme, TheTourRuns) {
-  TemporaryFolder folder("tour");
+  Scratch folder;
   Furnish(folder.path());
   const std::string tour = Replaced(Blocks("sh"), "--train\\.steps=[0-9]+", "--train.steps=2");
-  for (const char* command : {"task list", "task sample", "params", "train", "train --resume",
-                              "eval", "sweep plan", "sweep run", "sweep status", "plot"}) {
-    EXPECT_NE(tour.find("./weft " + std::string(command) + " "), tour.npos)
+  for (const char* command :
+       {"task list", "task sample", "params", "train experiments/text.toml", "train --resume",
+        "eval", "sweep plan", "sweep run", "sweep status", "plot"}) {
+    EXPECT_NE(tour.find("./weft " + std::string(command)), tour.npos)
         << "the tour does not show weft " << command;
   }
   const ShellResult r = Shell(folder.path(), "set -ex\n" + tour);
   ASSERT_EQ(r.code, 0) << r.output;
-  for (const char* part : {"state_based_recall: ", "a, b, c, d, e = range(5)", "7430870688",
-                           "bits/byte", "transformer"}) {
+  for (const char* part :
+       {"state_based_recall: ", "bits = [", "7430870688", "bits/byte", "transformer"}) {
     EXPECT_NE(r.output.find(part), r.output.npos) << "\"" << part << "\" is not in:\n" << r.output;
   }
-  EXPECT_TRUE(fs::exists(folder.path() / "runs/quickstart/accuracy.png")) << r.output;
+  EXPECT_TRUE(fs::exists(folder / "runs/quickstart/accuracy.png")) << r.output;
 
   const std::string python = Blocks("python");
   ASSERT_FALSE(python.empty());
-  WriteText(folder.path() / "read.py", python);
+  Spill(folder / "read.py", python);
   const ShellResult read = Shell(folder.path(), "/usr/bin/python3 read.py");
   EXPECT_EQ(read.code, 0) << read.output;
   EXPECT_NE(read.output.find("nat/label"), read.output.npos) << read.output;
 }
 
 TEST(Readme, AWrongTourFails) {
-  TemporaryFolder folder("tour");
+  Scratch folder;
   Furnish(folder.path());
   EXPECT_NE(Shell(folder.path(),
                   "set -ex\n./weft params experiments/recall.toml --model.no_such_key=1\ntrue")
@@ -115,7 +121,7 @@ TEST(Readme, LinksLeadSomewhere) {
   const std::regex link("\\]\\(([^)#]+)\\)");
   int links = 0;
   for (const char* page : {"README.md", "CONTRIBUTING.md"}) {
-    const std::string text = ReadText(kRoot / page);
+    const std::string text = Slurp(kRoot / page);
     for (std::sregex_iterator m(text.begin(), text.end(), link), end; m != end; ++m) {
       const std::string target = (*m)[1];
       if (target.starts_with("http")) continue;
