@@ -10,7 +10,9 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <set>
+#include <sstream>
 
 #include "experiments/run/checkpoint.h"
 #include "experiments/run/files.h"
@@ -295,7 +297,31 @@ TEST_F(Resume, DivergenceChangesNothing) {
   EXPECT_EQ(trainer.progress().step, 1);
 }
 
-// Data
+TEST_F(Resume, WhatIsNotFiniteIsNotSaved) {
+  // An infinite second moment stops its parameter for ever, while loss and gradient stay finite.
+  const auto e = Make(kStages);
+  Stream stream(std::in_place_type<CpuStream>, 1);
+  Trainer trainer(*e, stream);
+  RunDirectory run = Directory(*e, "out");
+  {
+    const StopSignals signals;
+    raise(SIGTERM);
+    ASSERT_EQ(TrainToEnd(*e, run, trainer, 0), ExitCode::kRequeue);
+  }
+  Param& p = trainer.model().params().params().back();
+  p.moments[1].Data<float>()[0] = std::numeric_limits<float>::infinity();
+  try {
+    TrainToEnd(*e, run, trainer, 0);
+    ADD_FAILURE() << "infinity was saved";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kDiverged);
+    EXPECT_NE(std::string(error.what()).find("element 0 of v." + p.path + " is inf"),
+              std::string::npos)
+        << error.what();
+  }
+  EXPECT_EQ(FindLatest(run.path())->step, 1);
+  EXPECT_EQ(ReadStatus(run.path()).state, RunState::kDiverged);
+}
 
 TEST_F(Resume, PermutationIsABijection) {
   for (const int64_t n : {1, 2, 3, 4, 5, 17, 64, 65, 1000}) {
