@@ -29,7 +29,7 @@ std::vector<MixerCase> Cases() {
     cases.push_back({mixer, label, std::move(settings)});
   };
   add("attention", "window3", {"window=3"});
-  add("attention", "window1", {"window=1"});
+  add("attention", "window2", {"window=2"});
   add("attention", "grouped_query", {"kv_heads=2"});
   add("attention", "multi_query_full_norm", {"kv_heads=1", "qk_norm=full"});
   add("attention", "no_norm_no_rope", {"qk_norm=none", "rope_theta=0"});
