@@ -1,6 +1,8 @@
 #include "kernels/matmul/gemm.h"
 
 #include <cblas.h>
+#include <oneapi/dnnl/dnnl.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <limits>
@@ -10,21 +12,30 @@
 namespace weft {
 namespace {
 
-// Weft's threads are the pool of a stream; OpenBLAS must not start its own beneath them.
+// Weft's threads are the pool of a stream; a library must not start its own beneath them.
 void UseOneThread() {
-  [[maybe_unused]] static const bool once = (openblas_set_num_threads(1), true);
+  [[maybe_unused]] static const bool openblas = (openblas_set_num_threads(1), true);
+  [[maybe_unused]] thread_local const bool onednn = (omp_set_num_threads(1), true);
 }
 
-void Run(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, blasint m, blasint n, blasint k, float alpha,
-         const float* a, blasint lda, const float* b, blasint ldb, float beta, float* c,
-         blasint ldc) {
-  cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+// Float by oneDNN, which packs less than OpenBLAS for the tall and flat products of a training step;
+// double, which it lacks, by OpenBLAS.
+void Run(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
+         const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  const dnnl_status_t status =
+      dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  Check(status == dnnl_success, "gemm: ", m, " x ", n, " x ", k, ", leading dimensions ", lda, ", ",
+        ldb, ", ", ldc, ": oneDNN refuses with status ", static_cast<int>(status));
 }
 
-void Run(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, blasint m, blasint n, blasint k, double alpha,
-         const double* a, blasint lda, const double* b, blasint ldb, double beta, double* c,
-         blasint ldc) {
-  cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+void Run(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
+         int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+  Check(std::max({m, n, k, lda, ldb, ldc}) <= std::numeric_limits<blasint>::max(), "gemm: ", m,
+        " x ", n, " x ", k, ", leading dimensions ", lda, ", ", ldb, ", ", ldc,
+        ": OpenBLAS takes at most 2147483647");
+  const auto i = [](int64_t v) { return static_cast<blasint>(v); };
+  cblas_dgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, i(m),
+              i(n), i(k), alpha, a, i(lda), b, i(ldb), beta, c, i(ldc));
 }
 
 }  // namespace
@@ -32,13 +43,9 @@ void Run(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, blasint m, blasint n, blasint k
 template <class T>
 void Gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a,
           int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
-  Check(std::max({m, n, k, lda, ldb, ldc}) <= std::numeric_limits<blasint>::max(), "gemm: ", m,
-        " x ", n, " x ", k, ", leading dimensions ", lda, ", ", ldb, ", ", ldc,
-        ": OpenBLAS takes at most 2147483647");
+  if (m == 0 || n == 0) return;
   UseOneThread();
-  const auto i = [](int64_t v) { return static_cast<blasint>(v); };
-  Run(trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, i(m), i(n), i(k),
-      alpha, a, i(lda), b, i(ldb), beta, c, i(ldc));
+  Run(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
 template void Gemm(bool, bool, int64_t, int64_t, int64_t, float, const float*, int64_t,
