@@ -24,12 +24,14 @@ void ModelConfig::Visit(ConfigVisitor& v) {
   v.Key("vocab", vocab, "vocabulary size; 0 = what the data needs", Range{0, 1 << 24});
   v.Key("tied", tied, "the head is the embedding");
   v.Key("norm_eps", norm_eps, "epsilon of the block norms", Range{0, 1});
-  v.Key("init_std", init_std, "weights start truncated normal with this sigma, cut at 3 sigma", Range{0, 10});
+  v.Key("init_std", init_std, "weights start truncated normal with this sigma, cut at 3 sigma",
+        Range{0, 10});
 }
 
 MixerConfigs::MixerConfigs(const std::vector<std::string>& pattern) : pattern_(pattern) {
   if (pattern.empty()) {
-    Fail(ExitCode::kUsage, "model.pattern is empty; name at least one mixer, such as [\"attention\"]");
+    Fail(ExitCode::kUsage,
+         "model.pattern is empty; name at least one mixer, such as [\"attention\"]");
   }
   for (const MixerSpec& spec : AllMixers()) configs_[spec.name] = spec.config();
   for (const std::string& label : pattern) {
@@ -95,7 +97,8 @@ Var Model::Logits(Context& c, Tape& tape, const TensorView& tokens, const Docume
     MixerState* mixer_state = state ? &(*state)[i] : nullptr;
     if (layer.post_norm) {
       Settle(c, tape, r);
-      Post(c, tape, r, layer.mixer->Forward(c, tape, r.h, documents, mixer_state), *layer.mixer_norm);
+      Post(c, tape, r, layer.mixer->Forward(c, tape, r.h, documents, mixer_state),
+           *layer.mixer_norm);
       Post(c, tape, r, Mlp(c, tape, r.h, layer), *layer.mlp_norm);
     } else {
       const Var x = Norm(c, tape, r, *layer.mixer_norm);
@@ -106,8 +109,9 @@ Var Model::Logits(Context& c, Tape& tape, const TensorView& tokens, const Docume
   return Linear(c, tape, Norm(c, tape, r, *norm_, /*last=*/true), head_->var, "logits");
 }
 
-Model::Loss Model::LossOf(Context& c, Tape& tape, const TensorView& tokens, const TensorView& labels,
-                          const Documents& documents, double z_loss, double denominator) const {
+Model::Loss Model::LossOf(Context& c, Tape& tape, const TensorView& tokens,
+                          const TensorView& labels, const Documents& documents, double z_loss,
+                          double denominator) const {
   const Var logits = Logits(c, tape, tokens, documents);
   const int64_t N = tokens.size();
   Loss loss;
@@ -196,7 +200,8 @@ Model::Counts Model::Count() const {
 }
 
 MixerCost Model::Cost(int64_t T) const {
-  const double D = static_cast<double>(config_.d_model), F = static_cast<double>(config_.FeedForward());
+  const double D = static_cast<double>(config_.d_model),
+               F = static_cast<double>(config_.FeedForward());
   MixerCost cost{2 * D * static_cast<double>(config_.vocab), 0};
   for (const Layer& layer : layers_) {
     const MixerCost mixer = layer.mixer->Cost(T);

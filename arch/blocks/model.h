@@ -2,12 +2,13 @@
 // The language model: embedding, blocks, final norm, head.
 //
 //   pre   h <- h + mixer(norm(h));  h <- h + mlp(norm(h))
-//   post  h <- h + norm(mixer(h));  h <- h + norm(mlp(h))      (Olmo 2/3, arXiv:2501.00656, section 3.2)
-//   mlp(x) = W_down (silu(W_gate x) * W_up x)                   (SwiGLU, arXiv:2002.05202)
+//   post  h <- h + norm(mixer(h));  h <- h + norm(mlp(h))      (Olmo 2/3, arXiv:2501.00656,
+//   section 3.2) mlp(x) = W_down (silu(W_gate x) * W_up x)                   (SwiGLU,
+//   arXiv:2002.05202)
 //
-// The layer pattern is a list of mixer labels, repeated over `layers`. A label is a mixer's name, or that name, a dash
-// and a word: "attention-local" is an attention with settings of its own under mixer.attention-local, which start from
-// those of mixer.attention.
+// The layer pattern is a list of mixer labels, repeated over `layers`. A label is a mixer's name,
+// or that name, a dash and a word: "attention-local" is an attention with settings of its own under
+// mixer.attention-local, which start from those of mixer.attention.
 
 #include <map>
 #include <memory>
@@ -66,9 +67,10 @@ class Model {
     TensorView nll;      // [B * T], nats; 0 where there is no label
     TensorView correct;  // [B * T], 1 where the label is the most likely token
   };
-  // labels i32 [B, T]; `denominator` = number of labels that the sum is divided by, 0 = those of this batch.
-  Loss LossOf(Context& c, Tape& tape, const TensorView& tokens, const TensorView& labels, const Documents& documents,
-              double z_loss = 0, double denominator = 0) const;
+  // labels i32 [B, T]; `denominator` = number of labels that the sum is divided by, 0 = those of
+  // this batch.
+  Loss LossOf(Context& c, Tape& tape, const TensorView& tokens, const TensorView& labels,
+              const Documents& documents, double z_loss = 0, double denominator = 0) const;
   ModelState NewState(Context& c, int64_t B, int64_t capacity) const;
 
   ParamRegistry& params() { return params_; }
@@ -79,7 +81,8 @@ class Model {
     int64_t total, embedding, head, body;  // head = 0 when tied; body = total - embedding - head
   };
   Counts Count() const;
-  // Forward FLOPs per token and decode state, from the mixers' stated costs. The embedding is a lookup: 0 FLOPs.
+  // Forward FLOPs per token and decode state, from the mixers' stated costs. The embedding is a
+  // lookup: 0 FLOPs.
   MixerCost Cost(int64_t T) const;
 
  private:
@@ -95,8 +98,9 @@ class Model {
   };
   // norm(h + branch); branch is added to h, which nothing reads any more after the `last` norm.
   Var Norm(Context& c, Tape& tape, Residual& r, const Param& w, bool last = false) const;
-  void Settle(Context& c, Tape& tape, Residual& r) const;                // h <- h + branch
-  void Post(Context& c, Tape& tape, Residual& r, const Var& out, const Param& w) const;  // h <- h + norm(out)
+  void Settle(Context& c, Tape& tape, Residual& r) const;  // h <- h + branch
+  void Post(Context& c, Tape& tape, Residual& r, const Var& out,
+            const Param& w) const;  // h <- h + norm(out)
   Var Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const;
 
   ModelConfig config_;

@@ -8,7 +8,8 @@ const MixerSpec& FindMixer(const std::string& name) {
     if (name == spec.name) return spec;
     known.push_back(spec.name);
   }
-  Fail(ExitCode::kUsage, "unknown mixer \"", name, "\"; did you mean \"", NearestKey(name, known), "\"?");
+  Fail(ExitCode::kUsage, "unknown mixer \"", name, "\"; did you mean \"", NearestKey(name, known),
+       "\"?");
 }
 
 }  // namespace weft

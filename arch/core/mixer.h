@@ -1,5 +1,6 @@
 #pragma once
-// A mixer maps [B, T, D] -> [B, T, D], causally, and states its cost. A new mixer is one new folder in arch/mixers/.
+// A mixer maps [B, T, D] -> [B, T, D], causally, and states its cost. A new mixer is one new folder
+// in arch/mixers/.
 
 #include <memory>
 #include <string>
@@ -11,13 +12,14 @@
 
 namespace weft {
 
-// Documents packed in the rows of a batch. start(b, t) is the index of the first token of the document that holds
-// token t; nothing may flow across it. Undefined: every row is one document.
+// Documents packed in the rows of a batch. start(b, t) is the index of the first token of the
+// document that holds token t; nothing may flow across it. Undefined: every row is one document.
 struct Documents {
   TensorView start;  // i32 [B, T]
 };
 
-// What a mixer keeps between decoding steps. `position` tokens have been seen, at most `capacity` fit.
+// What a mixer keeps between decoding steps. `position` tokens have been seen, at most `capacity`
+// fit.
 struct MixerState {
   std::vector<TensorView> tensors;
   int64_t position = 0;
@@ -25,35 +27,42 @@ struct MixerState {
 };
 
 struct MixerCost {
-  double flops_per_token;  // forward: matrix products, convolutions, attention and recurrence; 2 per multiply-add
+  double flops_per_token;  // forward: matrix products, convolutions, attention and recurrence; 2
+                           // per multiply-add
   int64_t state_bytes;     // decode state of one sequence after T tokens, at 4 bytes per element
 };
 
 class Mixer {
  public:
   virtual ~Mixer() = default;
-  // y is new. With a state (then: no gradients, no documents), x continues the sequence that the state has seen and
-  // the state is advanced by T; calling it token by token gives what one call over all tokens gives.
-  virtual Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents, MixerState* state) = 0;
+  // y is new. With a state (then: no gradients, no documents), x continues the sequence that the
+  // state has seen and the state is advanced by T; calling it token by token gives what one call
+  // over all tokens gives.
+  virtual Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents,
+                      MixerState* state) = 0;
   // A state before the first token, for B sequences of at most `capacity` tokens.
   virtual MixerState NewState(Context& c, int64_t B, int64_t capacity) const = 0;
   // For sequences of T tokens, one document each.
   virtual MixerCost Cost(int64_t T) const = 0;
 };
 
-// Keys of a mixer under "mixer.<name>.". Values are checked one by one by their ranges, and together by Make.
+// Keys of a mixer under "mixer.<name>.". Values are checked one by one by their ranges, and
+// together by Make.
 struct MixerConfig {
-  std::string norm = "pre";  // placement of the norms of the blocks that hold this mixer; read by the block
+  std::string norm =
+      "pre";  // placement of the norms of the blocks that hold this mixer; read by the block
 
   virtual ~MixerConfig() = default;
   void Visit(ConfigVisitor& v) {
-    v.Key("norm", norm, "norms before the mixer and the MLP (pre) or after them (post)", {"pre", "post"});
+    v.Key("norm", norm, "norms before the mixer and the MLP (pre) or after them (post)",
+          {"pre", "post"});
     VisitOwn(v);
   }
   virtual void VisitOwn(ConfigVisitor& v) = 0;
-  // Registers parameters under `path` ("blocks.3.mixer."). `d_model` and `init_std` are the model's.
-  virtual std::unique_ptr<Mixer> Make(ParamRegistry& params, const std::string& path, int64_t d_model,
-                                      double init_std) const = 0;
+  // Registers parameters under `path` ("blocks.3.mixer."). `d_model` and `init_std` are the
+  // model's.
+  virtual std::unique_ptr<Mixer> Make(ParamRegistry& params, const std::string& path,
+                                      int64_t d_model, double init_std) const = 0;
 };
 
 struct MixerSpec {

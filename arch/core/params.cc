@@ -67,7 +67,8 @@ void ParamRegistry::Allocate(Arena& arena, DType dtype, bool training) {
       if (p.decay != decay) continue;
       const auto cut = [&](const TensorView& flat) {
         const TensorView part = flat.Slice(0, offset, p.size());
-        return TensorView(part.data(), dtype, static_cast<int>(p.shape.size()), p.shape.data(), p.path.c_str());
+        return TensorView(part.data(), dtype, static_cast<int>(p.shape.size()), p.shape.data(),
+                          p.path.c_str());
       };
       p.var.x = cut(values_);
       if (training) {
@@ -82,7 +83,8 @@ void ParamRegistry::Allocate(Arena& arena, DType dtype, bool training) {
   std::memset(values_.data(), 0, static_cast<size_t>(values_.bytes()));
   if (!training) return;
   ZeroGradients();
-  for (const TensorView& moment : moments_) std::memset(moment.data(), 0, static_cast<size_t>(moment.bytes()));
+  for (const TensorView& moment : moments_)
+    std::memset(moment.data(), 0, static_cast<size_t>(moment.bytes()));
 }
 
 void ParamRegistry::Initialise(uint64_t seed) {

@@ -1,5 +1,6 @@
 #pragma once
-// The list of parameters: one registry that init, optimiser, decay groups, checkpoints, counts and export iterate.
+// The list of parameters: one registry that init, optimiser, decay groups, checkpoints, counts and
+// export iterate.
 
 #include <cstdint>
 #include <deque>
@@ -22,8 +23,8 @@ struct Param {
   std::string path;  // "blocks.3.mixer.qkv"
   std::vector<int64_t> shape;
   Init init;
-  bool decay;          // decoupled weight decay applies
-  Var var;             // value and gradient
+  bool decay;             // decoupled weight decay applies
+  Var var;                // value and gradient
   TensorView moments[2];  // AdamW's first and second moment; undefined outside training
   int64_t size() const;
 };
@@ -35,9 +36,12 @@ class ParamRegistry {
 
   // Elements to allocate per copy (values, gradients, each moment), alignment gaps included.
   int64_t Elements() const;
-  int64_t BytesFor(DType dtype, bool training) const { return (training ? 4 : 1) * (Elements() * SizeOf(dtype) + 256); }
-  // Cuts values, and for training gradients and moments, from `arena`. Decayed parameters come first, so that the
-  // optimiser is one launch over flat memory. Gradients and moments start at zero; nothing is written in a plan.
+  int64_t BytesFor(DType dtype, bool training) const {
+    return (training ? 4 : 1) * (Elements() * SizeOf(dtype) + 256);
+  }
+  // Cuts values, and for training gradients and moments, from `arena`. Decayed parameters come
+  // first, so that the optimiser is one launch over flat memory. Gradients and moments start at
+  // zero; nothing is written in a plan.
   void Allocate(Arena& arena, DType dtype, bool training);
   // Every value is a function of (seed, path) alone.
   void Initialise(uint64_t seed);

@@ -1,5 +1,6 @@
 #pragma once
-// Values with their gradients, and the tape: the backward structs of a forward pass in execution order.
+// Values with their gradients, and the tape: the backward structs of a forward pass in execution
+// order.
 
 #include <functional>
 #include <unordered_set>
@@ -10,7 +11,8 @@
 
 namespace weft {
 
-// A value and the gradient of the loss with respect to it; dx is undefined where no gradient is wanted.
+// A value and the gradient of the loss with respect to it; dx is undefined where no gradient is
+// wanted.
 struct Var {
   TensorView x, dx;
 };
@@ -27,7 +29,8 @@ struct Context {
 
 class Tape {
  public:
-  // Without recording, no gradients are allocated and nothing is kept for a backward: evaluation and decoding.
+  // Without recording, no gradients are allocated and nothing is kept for a backward: evaluation
+  // and decoding.
   explicit Tape(bool recording) : recording_(recording) {}
   bool recording() const { return recording_; }
 
@@ -79,8 +82,8 @@ class Tape {
   // The gradient of `v` is given from outside: the seed of a backward pass.
   void Seed(const Var& v) { fresh_.erase(v.dx.data()); }
 
-  // Runs what was recorded, last first. A gradient's first writer overwrites, later ones add; gradients that this
-  // tape did not allocate (those of parameters) are always added to.
+  // Runs what was recorded, last first. A gradient's first writer overwrites, later ones add;
+  // gradients that this tape did not allocate (those of parameters) are always added to.
   void Backward(Stream& stream) {
     for (auto op = backward_.rbegin(); op != backward_.rend(); ++op) (*op)(stream, *this);
     Clear();
@@ -95,7 +98,8 @@ class Tape {
     Tape& tape;
     void Upstream(const char* name, TensorView& v, const TensorView& of) {
       Check(!v.defined() || !tape.fresh_.contains(v.data()), "tape: ", name, " (", of.name(),
-            ") is read before any op has written it: the value is used by nothing that leads to the loss");
+            ") is read before any op has written it: the value is used by nothing that leads to "
+            "the loss");
     }
     void Grad(const char*, weft::Grad& v, const TensorView&) {
       if (v.defined()) v.accumulate = tape.fresh_.erase(v.data()) == 0;

@@ -11,7 +11,11 @@ namespace weft {
 class Batch {
  public:
   Batch(int64_t B, int64_t T)
-      : B_(B), T_(T), tokens_(static_cast<size_t>(B * T)), labels_(tokens_.size()), starts_(tokens_.size()) {}
+      : B_(B),
+        T_(T),
+        tokens_(static_cast<size_t>(B * T)),
+        labels_(tokens_.size()),
+        starts_(tokens_.size()) {}
 
   static int64_t Bytes(int64_t B, int64_t T) { return 3 * 4 * B * T; }
 

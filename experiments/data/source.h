@@ -1,6 +1,6 @@
 #pragma once
-// Where tokens come from. A row is a pure function of (source, row index), so the data of a run does not depend on
-// micro-batches, threads or restarts.
+// Where tokens come from. A row is a pure function of (source, row index), so the data of a run
+// does not depend on micro-batches, threads or restarts.
 
 #include <cstdint>
 #include <memory>
@@ -12,8 +12,9 @@
 
 namespace weft {
 
-// One row of a batch, T tokens each. labels[t] is the token to predict after tokens[t], or kIgnoreLabel. doc_start[t]
-// is the index of the first token of the document that holds token t; documents do not see each other.
+// One row of a batch, T tokens each. labels[t] is the token to predict after tokens[t], or
+// kIgnoreLabel. doc_start[t] is the index of the first token of the document that holds token t;
+// documents do not see each other.
 struct Row {
   int32_t* tokens;
   int32_t* labels;
@@ -33,7 +34,8 @@ class TaskSource : public Source {
  public:
   // kAnswers keeps the label of every sample's answer only: strict evaluation.
   enum class Labels { kAll, kAnswers };
-  TaskSource(const Task& task, uint64_t seed, Split split, int64_t difficulty, bool strict, Labels labels);
+  TaskSource(const Task& task, uint64_t seed, Split split, int64_t difficulty, bool strict,
+             Labels labels);
   int64_t vocab() const override { return task_.vocabulary().size(); }
   // Error kUsage when the longest sample does not fit into the row.
   void Fill(int64_t index, const Row& row) const override;
@@ -51,8 +53,8 @@ class TaskSource : public Source {
   Labels labels_;
 };
 
-// Text as bytes. Files are documents; a single file or large files are cut into pieces at line ends, and the hash of a
-// piece's bytes alone says whether it is held out.
+// Text as bytes. Files are documents; a single file or large files are cut into pieces at line
+// ends, and the hash of a piece's bytes alone says whether it is held out.
 struct TextConfig {
   std::string path;
   double held_out = 0.05;
@@ -62,8 +64,8 @@ struct TextConfig {
 
 class Text {
  public:
-  // Reads a file, or every regular file below a directory in the order of their paths; hidden files are left out.
-  // Missing, unreadable or empty text: Error kData.
+  // Reads a file, or every regular file below a directory in the order of their paths; hidden files
+  // are left out. Missing, unreadable or empty text: Error kData.
   explicit Text(const TextConfig& config);
 
   struct Part {
@@ -78,8 +80,8 @@ class Text {
   Part train_, held_out_;
 };
 
-// Windows of T + 1 bytes of one part of a text. Training rows go through a new permutation of the windows in every
-// epoch; evaluation rows go through them in order.
+// Windows of T + 1 bytes of one part of a text. Training rows go through a new permutation of the
+// windows in every epoch; evaluation rows go through them in order.
 class TextSource : public Source {
  public:
   // Error kData when the part is smaller than one row.
@@ -95,8 +97,8 @@ class TextSource : public Source {
   int64_t length_, windows_;
 };
 
-// A bijection of {0, ..., n-1}, different for every (seed, epoch): a Feistel network with cycle walking
-// (Black & Rogaway 2002).
+// A bijection of {0, ..., n-1}, different for every (seed, epoch): a Feistel network with cycle
+// walking (Black & Rogaway 2002).
 int64_t Permute(uint64_t seed, int64_t epoch, int64_t n, int64_t i);
 
 }  // namespace weft

@@ -4,13 +4,20 @@
 namespace weft {
 namespace {
 
-// Samples of row r are drawn from the stream indices [r * kSamplesPerRow, (r + 1) * kSamplesPerRow).
+// Samples of row r are drawn from the stream indices [r * kSamplesPerRow, (r + 1) *
+// kSamplesPerRow).
 constexpr int64_t kSamplesPerRow = 1 << 16;
 
 }  // namespace
 
-TaskSource::TaskSource(const Task& task, uint64_t seed, Split split, int64_t difficulty, bool strict, Labels labels)
-    : task_(task), seed_(seed), split_(split), difficulty_(difficulty), strict_(strict), labels_(labels) {}
+TaskSource::TaskSource(const Task& task, uint64_t seed, Split split, int64_t difficulty,
+                       bool strict, Labels labels)
+    : task_(task),
+      seed_(seed),
+      split_(split),
+      difficulty_(difficulty),
+      strict_(strict),
+      labels_(labels) {}
 
 void TaskSource::Fill(int64_t index, const Row& row) const {
   Pack(index * kSamplesPerRow, (index + 1) * kSamplesPerRow, row);
@@ -19,8 +26,9 @@ void TaskSource::Fill(int64_t index, const Row& row) const {
 void TaskSource::CheckLength(const Task& task, int64_t difficulty, int64_t length) {
   const int64_t longest = task.MaxLength(difficulty);
   if (longest > length) {
-    Fail(ExitCode::kUsage, "train.length = ", length, " is too short: samples of difficulty ", difficulty, " have up to ",
-         longest, " tokens; raise it to ", longest, " or lower task.difficulties");
+    Fail(ExitCode::kUsage, "train.length = ", length, " is too short: samples of difficulty ",
+         difficulty, " have up to ", longest, " tokens; raise it to ", longest,
+         " or lower task.difficulties");
   }
 }
 

@@ -19,7 +19,8 @@ constexpr const char* kAdvice = "; give a text file or a directory of text files
 
 std::vector<fs::path> FilesBelow(const fs::path& root) {
   std::vector<fs::path> files;
-  for (auto it = fs::recursive_directory_iterator(root, fs::directory_options::follow_directory_symlink);
+  for (auto it =
+           fs::recursive_directory_iterator(root, fs::directory_options::follow_directory_symlink);
        it != fs::recursive_directory_iterator(); ++it) {
     if (it->path().filename().string().starts_with(".")) {
       if (it->is_directory()) it.disable_recursion_pending();
@@ -39,12 +40,13 @@ std::vector<fs::path> FilesOf(const std::string& root) {
     const char* found = fs::exists(root) ? " is no regular file" : " does not exist";
     Fail(ExitCode::kData, "data.path: ", root, found, kAdvice);
   } catch (const fs::filesystem_error& error) {
-    Fail(ExitCode::kData, "data.path: ", root, ": cannot read ", error.path1().string(), ": ", error.code().message(),
-         kAdvice);
+    Fail(ExitCode::kData, "data.path: ", root, ": cannot read ", error.path1().string(), ": ",
+         error.code().message(), kAdvice);
   }
 }
 
-// End of the piece that starts at `begin`: after the last line end within the limit, or at the limit.
+// End of the piece that starts at `begin`: after the last line end within the limit, or at the
+// limit.
 size_t PieceEnd(const std::string& bytes, size_t begin, size_t limit) {
   if (bytes.size() - begin <= limit) return bytes.size();
   const size_t newline = bytes.rfind('\n', begin + limit - 1);
@@ -56,7 +58,8 @@ size_t PieceEnd(const std::string& bytes, size_t begin, size_t limit) {
 void TextConfig::Visit(ConfigVisitor& v) {
   v.Key("path", path, "text file, or directory of text files; bytes are tokens");
   v.Key("held_out", held_out, "share of the text that is held out, by content hash", Range{0, 0.9});
-  v.Key("piece_bytes", piece_bytes, "the held-out split falls on pieces of at most this size", Range{64, 1 << 30});
+  v.Key("piece_bytes", piece_bytes, "the held-out split falls on pieces of at most this size",
+        Range{64, 1 << 30});
 }
 
 Text::Text(const TextConfig& config) : path_(config.path) {
@@ -75,7 +78,8 @@ Text::Text(const TextConfig& config) : path_(config.path) {
     }
   }
   if (train_.bytes.empty() && held_out_.bytes.empty()) {
-    Fail(ExitCode::kData, "data.path: ", path_, " holds no text, only ", files.size(), " empty files", kAdvice);
+    Fail(ExitCode::kData, "data.path: ", path_, " holds no text, only ", files.size(),
+         " empty files", kAdvice);
   }
 }
 
@@ -84,14 +88,17 @@ TextSource::TextSource(const Text& text, Split split, uint64_t seed, int64_t len
   const int64_t bytes = static_cast<int64_t>(part_.bytes.size());
   windows_ = (bytes - 1) / length;
   if (bytes < length + 1) {
-    Fail(ExitCode::kData, text.path(), ": the ", shuffle_ ? "training" : "held-out", " part has ", bytes,
-         " bytes, one row needs ", length + 1, "; give more text, a smaller train.length or another data.held_out");
+    Fail(ExitCode::kData, text.path(), ": the ", shuffle_ ? "training" : "held-out", " part has ",
+         bytes, " bytes, one row needs ", length + 1,
+         "; give more text, a smaller train.length or another data.held_out");
   }
 }
 
 void TextSource::Fill(int64_t index, const Row& row) const {
-  Check(row.length == length_, "text: rows of ", row.length, " tokens asked for, made for ", length_);
-  const int64_t window = shuffle_ ? Permute(seed_, index / windows_, windows_, index % windows_) : index % windows_;
+  Check(row.length == length_, "text: rows of ", row.length, " tokens asked for, made for ",
+        length_);
+  const int64_t window =
+      shuffle_ ? Permute(seed_, index / windows_, windows_, index % windows_) : index % windows_;
   const int64_t begin = window * length_;
   const auto* bytes = reinterpret_cast<const unsigned char*>(part_.bytes.data());
   auto next = std::upper_bound(part_.starts.begin(), part_.starts.end(), begin);
@@ -109,7 +116,8 @@ void TextSource::Fill(int64_t index, const Row& row) const {
 }
 
 int64_t Permute(uint64_t seed, int64_t epoch, int64_t n, int64_t i) {
-  const int half_bits = std::max(1, (static_cast<int>(std::bit_width(static_cast<uint64_t>(n - 1))) + 1) / 2);
+  const int half_bits =
+      std::max(1, (static_cast<int>(std::bit_width(static_cast<uint64_t>(n - 1))) + 1) / 2);
   const uint64_t mask = (uint64_t{1} << half_bits) - 1;
   uint64_t x = static_cast<uint64_t>(i);
   do {

@@ -16,11 +16,13 @@ int Main(CLI::App& app, int argc, char** argv) {
   bool json = false;
   app.add_option("RUN", run, "run directory")->required();
   app.add_flag("--json", json, "machine-readable output");
-  app.footer("Keys of [eval] and --threads may be given: --eval.difficulties=256 --eval.samples=1024");
+  app.footer(
+      "Keys of [eval] and --threads may be given: --eval.difficulties=256 --eval.samples=1024");
   const auto overrides = ParseCommandLine(app, argc, argv);
   for (const std::string& o : overrides) {
     if (!o.starts_with("eval.") && !o.starts_with("threads=") && !o.starts_with("device=")) {
-      Fail(ExitCode::kUsage, "--", o, ": only keys of [eval], --threads and --device can be changed here");
+      Fail(ExitCode::kUsage, "--", o,
+           ": only keys of [eval], --threads and --device can be changed here");
     }
   }
   const auto e = LoadExperiment(run, overrides);
@@ -29,7 +31,9 @@ int Main(CLI::App& app, int argc, char** argv) {
   const int64_t step = LoadNewestModel(run, trainer.model());
   const auto evaluations = trainer.Evaluate();
   if (evaluations.empty()) {
-    Fail(ExitCode::kUsage, run, ": data.held_out = 0, so there is no text to evaluate on; expected a run that holds text out");
+    Fail(ExitCode::kUsage, run,
+         ": data.held_out = 0, so there is no text to evaluate on; expected a run that holds text "
+         "out");
   }
   if (!json) {
     std::cerr << "weft eval: " << run << " at step " << step << "\n";
@@ -38,7 +42,8 @@ int Main(CLI::App& app, int argc, char** argv) {
   }
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   for (const auto& v : evaluations) {
-    nlohmann::ordered_json row = {{"name", v.name}, {"step", step}, {"nll", v.score.nll}, {"labels", v.score.labels}};
+    nlohmann::ordered_json row = {
+        {"name", v.name}, {"step", step}, {"nll", v.score.nll}, {"labels", v.score.labels}};
     if (e->task) {
       row["difficulty"] = v.difficulty;
       row["accuracy"] = v.score.accuracy;

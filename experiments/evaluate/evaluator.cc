@@ -14,12 +14,14 @@ Score Mean(Score sums) {
 
 Score Evaluator::OnTask(const Task& task, uint64_t seed, int64_t difficulty, int64_t samples) {
   const int64_t length = (task.MaxLength(difficulty) + 63) / 64 * 64;
-  const TaskSource source(task, seed, Split::kEval, difficulty, /*strict=*/true, TaskSource::Labels::kAnswers);
+  const TaskSource source(task, seed, Split::kEval, difficulty, /*strict=*/true,
+                          TaskSource::Labels::kAnswers);
   Batch batch(std::max<int64_t>(1, tokens_ / length), length);
   Score sums;
   for (int64_t next = 0; next < samples;) {
     int64_t rows = 0;
-    while (rows < batch.B() && next < samples) next += source.Pack(next, samples, batch.row(rows++));
+    while (rows < batch.B() && next < samples)
+      next += source.Pack(next, samples, batch.row(rows++));
     Add(batch, rows, sums);
   }
   return Mean(sums);
@@ -41,12 +43,14 @@ void Evaluator::Add(Batch& batch, int64_t rows, Score& sums) {
   const auto pass = [&](Stream& stream, Arena& arena) {
     Context c{stream, arena};
     Tape tape(/*recording=*/false);
-    return model_.LossOf(c, tape, batch.tokens(0, rows), batch.labels(0, rows), batch.documents(0, rows));
+    return model_.LossOf(c, tape, batch.tokens(0, rows), batch.labels(0, rows),
+                         batch.documents(0, rows));
   };
   Arena plan(Arena::Mode::kPlan, 0);
   Stream counter(std::in_place_type<PlanStream>);
   pass(counter, plan);
-  if (!arena_ || arena_->capacity() < plan.peak()) arena_ = std::make_unique<Arena>(kArenaMode, plan.peak());
+  if (!arena_ || arena_->capacity() < plan.peak())
+    arena_ = std::make_unique<Arena>(kArenaMode, plan.peak());
   arena_->Reset();
   const Model::Loss loss = pass(stream_, *arena_);
   const int32_t* labels = batch.labels(0, rows).Data<int32_t>();

@@ -19,9 +19,11 @@ struct Score {
 class Evaluator {
  public:
   // Passes have at most `tokens` tokens, or one row.
-  Evaluator(const Model& model, Stream& stream, int64_t tokens) : model_(model), stream_(stream), tokens_(tokens) {}
+  Evaluator(const Model& model, Stream& stream, int64_t tokens)
+      : model_(model), stream_(stream), tokens_(tokens) {}
 
-  // The answers of the evaluation samples 0, ..., samples - 1 of that difficulty, without intermediate supervision.
+  // The answers of the evaluation samples 0, ..., samples - 1 of that difficulty, without
+  // intermediate supervision.
   Score OnTask(const Task& task, uint64_t seed, int64_t difficulty, int64_t samples);
   // Rows 0, ..., rows - 1 of held-out text.
   Score OnText(const TextSource& source, int64_t length, int64_t rows);

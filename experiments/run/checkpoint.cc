@@ -169,7 +169,8 @@ std::string LoadCheckpoint(const Checkpoint& checkpoint, std::span<const TensorT
     try {
       file.CheckTensors(targets);
     } catch (const Error& error) {
-      Fail(error.code(), error.what(), "; the checkpoint is of another model, restore the settings that made it");
+      Fail(error.code(), error.what(),
+           "; the checkpoint is of another model, restore the settings that made it");
     }
     with_advice([&] { file.Load(targets); });
   };

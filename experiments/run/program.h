@@ -19,8 +19,8 @@ namespace weft {
 // Thrown by ParseCommandLine for --help.
 struct HelpWanted {};
 
-// Parses argv with `app` and returns what is left as overrides: "--model.d_model=512" and "--set model.d_model=512"
-// become "model.d_model=512". Anything else that is left is an Error kUsage.
+// Parses argv with `app` and returns what is left as overrides: "--model.d_model=512" and "--set
+// model.d_model=512" become "model.d_model=512". Anything else that is left is an Error kUsage.
 inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, char** argv) {
   std::vector<std::string> overrides;
   app.add_option("--set", overrides, "KEY=VALUE: the same as --KEY=VALUE")->expected(1)->take_all();
@@ -32,19 +32,22 @@ inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, char**
   }
   for (const std::string& extra : app.remaining()) {
     if (!extra.starts_with("--") || extra.find('=') == std::string::npos) {
-      Fail(ExitCode::kUsage, "unexpected argument \"", extra, "\"; config keys are given as --KEY=VALUE, see --help");
+      Fail(ExitCode::kUsage, "unexpected argument \"", extra,
+           "\"; config keys are given as --KEY=VALUE, see --help");
     }
     overrides.push_back(extra.substr(2));
   }
   return overrides;
 }
 
-// Runs a program's body; an error goes to stderr as one line that begins with the program's name. `more_help` follows
-// CLI11's text for --help: the config keys. Output that stdout does not take is an error.
+// Runs a program's body; an error goes to stderr as one line that begins with the program's name.
+// `more_help` follows CLI11's text for --help: the config keys. Output that stdout does not take is
+// an error.
 inline int RunProgram(const char* name, CLI::App& app, const std::function<int()>& body,
                       const std::function<std::string()>& more_help = {}) {
   app.name(std::string("weft ") + name);
-  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond the limit on file sizes is an error that names the file
+  std::signal(SIGXFSZ,
+              SIG_IGN);  // a write beyond the limit on file sizes is an error that names the file
   const auto report = [&](std::string what, ExitCode code) {
     std::fflush(stdout);
     std::replace(what.begin(), what.end(), '\n', ' ');
@@ -54,8 +57,9 @@ inline int RunProgram(const char* name, CLI::App& app, const std::function<int()
   const auto flushed = [&](int code) {
     std::cout.flush();
     if (code != 0 || (std::fflush(stdout) == 0 && std::cout && !std::ferror(stdout))) return code;
-    return report("standard output cannot be written; free some space or redirect it to another place",
-                  ExitCode::kFailure);
+    return report(
+        "standard output cannot be written; free some space or redirect it to another place",
+        ExitCode::kFailure);
   };
   try {
     return flushed(body());

@@ -13,7 +13,8 @@ namespace {
 
 constexpr double kMostTokens = 1e18;  // of a run; they are counted in 64 bits
 
-// The value of a string or list key that decides which other keys exist, before the full set is known.
+// The value of a string or list key that decides which other keys exist, before the full set is
+// known.
 template <class T>
 T Peek(const Settings& settings, const std::string& path, T fallback) {
   Settings matching;
@@ -30,7 +31,8 @@ T Peek(const Settings& settings, const std::string& path, T fallback) {
 
 void OptimConfig::Visit(ConfigVisitor& v) {
   v.Key("lr", lr, "peak learning rate", Range{0, 10});
-  v.Key("weight_decay", weight_decay, "decoupled weight decay of matrices; none on embeddings, norms and gates", Range{0, 10});
+  v.Key("weight_decay", weight_decay,
+        "decoupled weight decay of matrices; none on embeddings, norms and gates", Range{0, 10});
   v.Key("beta1", beta1, "AdamW: decay of the first moment", Range{0, 0.999999});
   v.Key("beta2", beta2, "AdamW: decay of the second moment", Range{0, 0.9999999});
   v.Key("eps", eps, "AdamW: added to the root of the second moment", Range{1e-30, 1});
@@ -38,7 +40,8 @@ void OptimConfig::Visit(ConfigVisitor& v) {
   v.Key("z_loss", z_loss, "weight of the squared log-partition in the loss", Range{0, 1});
   v.Key("schedule", schedule, "learning rate after the warm-up", {"constant", "cosine", "wsd"});
   v.Key("warmup", warmup, "steps of linear warm-up", Range{0, 1e12});
-  v.Key("final_lr", final_lr, "cosine, wsd: last learning rate as a share of the peak", Range{0, 1});
+  v.Key("final_lr", final_lr, "cosine, wsd: last learning rate as a share of the peak",
+        Range{0, 1});
   v.Key("decay_share", decay_share, "wsd: share of the steps that decay", Range{0, 1});
 }
 
@@ -46,7 +49,8 @@ double LearningRate(const OptimConfig& c, int64_t step, int64_t steps) {
   if (step < c.warmup) return c.lr * static_cast<double>(step + 1) / static_cast<double>(c.warmup);
   double share = 1;  // of the way from final_lr to the peak
   if (c.schedule == "cosine") {
-    const double s = static_cast<double>(step - c.warmup) / static_cast<double>(std::max<int64_t>(1, steps - c.warmup));
+    const double s = static_cast<double>(step - c.warmup) /
+                     static_cast<double>(std::max<int64_t>(1, steps - c.warmup));
     share = (1 + std::cos(std::numbers::pi * std::min(s, 1.0))) / 2;
   } else if (c.schedule == "wsd") {
     const double decay = std::max(1.0, std::round(c.decay_share * static_cast<double>(steps)));
@@ -61,15 +65,18 @@ void TrainConfig::Visit(ConfigVisitor& v) {
   v.Key("length", length, "tokens per row", Range{1, 1 << 20});
   v.Key("accumulate", accumulate, "micro-batches per step; must divide batch", Range{1, 1e6});
   v.Key("log_every", log_every, "steps between lines of the log", Range{1, 1e12});
-  v.Key("checkpoint_every", checkpoint_every, "steps between checkpoints; 0 = only at the end", Range{0, 1e12});
+  v.Key("checkpoint_every", checkpoint_every, "steps between checkpoints; 0 = only at the end",
+        Range{0, 1e12});
   v.Key("keep", keep, "checkpoints kept", Range{1, 1e6});
-  v.Key("curriculum_every", curriculum_every, "steps between tests for promotion, where accuracy promotes", Range{1, 1e9});
+  v.Key("curriculum_every", curriculum_every,
+        "steps between tests for promotion, where accuracy promotes", Range{1, 1e9});
   v.Key("curriculum_samples", curriculum_samples, "samples of such a test", Range{1, 1e6});
 }
 
 void EvalConfig::Visit(ConfigVisitor& v) {
   v.Key("every", every, "steps between evaluations; 0 = only at the end", Range{0, 1e12});
-  v.Key("difficulties", difficulties, "task: difficulties to evaluate; empty = those of the curriculum", Range{1, 1 << 20});
+  v.Key("difficulties", difficulties,
+        "task: difficulties to evaluate; empty = those of the curriculum", Range{1, 1 << 20});
   v.Key("samples", samples, "task: samples per difficulty", Range{1, 1e7});
   v.Key("rows", rows, "text: held-out rows, at most as many as there are", Range{1, 1e9});
 }
@@ -119,22 +126,26 @@ std::unique_ptr<Experiment> Experiment::FromSettings(const Settings& given) {
   auto fields = e->AllFields();
   e->origins_ = Apply(e->mixers->Inherit(given), fields);
   if (!e->task && e->data.path.empty()) {
-    Fail(ExitCode::kUsage, "nothing to train on: set task.name (see `weft task list`) or data.path");
+    Fail(ExitCode::kUsage,
+         "nothing to train on: set task.name (see `weft task list`) or data.path");
   }
   if (e->task && !e->data.path.empty()) {
-    Fail(ExitCode::kUsage, "task.name = \"", e->task_name, "\" and data.path = \"", e->data.path, "\" are both set; drop one");
+    Fail(ExitCode::kUsage, "task.name = \"", e->task_name, "\" and data.path = \"", e->data.path,
+         "\" are both set; drop one");
   }
   if (e->train.batch % e->train.accumulate != 0) {
-    Fail(ExitCode::kUsage, "train.batch = ", e->train.batch, " is not a multiple of train.accumulate = ", e->train.accumulate,
-         "; change one of them");
+    Fail(ExitCode::kUsage, "train.batch = ", e->train.batch,
+         " is not a multiple of train.accumulate = ", e->train.accumulate, "; change one of them");
   }
-  const double tokens = static_cast<double>(e->train.steps) * static_cast<double>(e->train.batch * e->train.length);
+  const double tokens =
+      static_cast<double>(e->train.steps) * static_cast<double>(e->train.batch * e->train.length);
   if (tokens > kMostTokens) {
-    Fail(ExitCode::kUsage, "train.steps * train.batch * train.length = ", tokens, " tokens, expected at most ", kMostTokens,
-         "; lower one of them");
+    Fail(ExitCode::kUsage, "train.steps * train.batch * train.length = ", tokens,
+         " tokens, expected at most ", kMostTokens, "; lower one of them");
   }
   if (e->study.empty() || e->study.find('/') != std::string::npos || e->study.starts_with(".")) {
-    Fail(ExitCode::kUsage, "study = \"", e->study, "\" is not a folder name; use letters, digits, - and _");
+    Fail(ExitCode::kUsage, "study = \"", e->study,
+         "\" is not a folder name; use letters, digits, - and _");
   }
   return e;
 }
@@ -145,9 +156,11 @@ std::unique_ptr<Experiment> Experiment::Defaults() {
   return e;
 }
 
-std::unique_ptr<Experiment> Experiment::Load(const std::string& path, const std::vector<std::string>& overrides) {
+std::unique_ptr<Experiment> Experiment::Load(const std::string& path,
+                                             const std::vector<std::string>& overrides) {
   Settings settings = path.empty() ? Settings{} : ReadTomlFile(path);
-  for (const std::string& text : overrides) settings.push_back(ParseOverride(text, "--" + text.substr(0, text.find('='))));
+  for (const std::string& text : overrides)
+    settings.push_back(ParseOverride(text, "--" + text.substr(0, text.find('='))));
   auto e = FromSettings(settings);
   if (!path.empty()) {
     std::ifstream in(path, std::ios::binary);
@@ -159,7 +172,8 @@ std::unique_ptr<Experiment> Experiment::Load(const std::string& path, const std:
 std::unique_ptr<Experiment> Experiment::FromToml(const std::string& text, const std::string& origin,
                                                  const std::vector<std::string>& overrides) {
   Settings settings = ParseToml(text, origin);
-  for (const std::string& o : overrides) settings.push_back(ParseOverride(o, "--" + o.substr(0, o.find('='))));
+  for (const std::string& o : overrides)
+    settings.push_back(ParseOverride(o, "--" + o.substr(0, o.find('='))));
   auto e = FromSettings(settings);
   e->source_text_ = text;
   return e;

@@ -22,16 +22,17 @@ struct OptimConfig {
 };
 
 // Learning rate of step 0, 1, ..., steps - 1:
-//   warm-up    lr (step + 1) / warmup                                        while step < warmup; then, with
-//   constant   lr
-//   cosine     lr (f + (1 - f) (1 + cos(pi s)) / 2)                          s = (step - warmup) / (steps - warmup)
-//   wsd        lr, and lr (f + (1 - f) (steps - step) / decay steps)         in the last decay_share of the steps
+//   warm-up    lr (step + 1) / warmup                                        while step < warmup;
+//   then, with constant   lr cosine     lr (f + (1 - f) (1 + cos(pi s)) / 2) s = (step - warmup) /
+//   (steps - warmup) wsd        lr, and lr (f + (1 - f) (steps - step) / decay steps)         in
+//   the last decay_share of the steps
 // with f = final_lr.
 double LearningRate(const OptimConfig& config, int64_t step, int64_t steps);
 
 struct TrainConfig {
   int64_t steps = 1000, batch = 16, length = 256, accumulate = 1;
-  int64_t log_every = 10, checkpoint_every = 500, keep = 2, curriculum_every = 100, curriculum_samples = 256;
+  int64_t log_every = 10, checkpoint_every = 500, keep = 2, curriculum_every = 100,
+          curriculum_samples = 256;
   void Visit(ConfigVisitor& v);
 };
 
@@ -43,8 +44,10 @@ struct EvalConfig {
 
 class Experiment {
  public:
-  // Reads `path` ("" = defaults only) and applies the overrides ("model.d_model=512"). Every key is checked.
-  static std::unique_ptr<Experiment> Load(const std::string& path, const std::vector<std::string>& overrides);
+  // Reads `path` ("" = defaults only) and applies the overrides ("model.d_model=512"). Every key is
+  // checked.
+  static std::unique_ptr<Experiment> Load(const std::string& path,
+                                          const std::vector<std::string>& overrides);
   static std::unique_ptr<Experiment> Defaults();  // for --help; not runnable
   // From a run's resolved.toml.
   static std::unique_ptr<Experiment> FromToml(const std::string& text, const std::string& origin,
@@ -64,7 +67,8 @@ class Experiment {
   uint64_t InitSeed() const { return static_cast<uint64_t>(init_seed >= 0 ? init_seed : seed); }
   uint64_t DataSeed() const { return static_cast<uint64_t>(data_seed >= 0 ? data_seed : seed); }
 
-  // The fields that the result of the run depends on: its identity. `threads` and `device` are not among them.
+  // The fields that the result of the run depends on: its identity. `threads` and `device` are not
+  // among them.
   std::vector<ConfigField> Fields();
   // All fields, with every mixer and the chosen task, for --help.
   std::vector<ConfigField> AllFields();

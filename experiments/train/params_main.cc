@@ -1,4 +1,5 @@
-// weft params CONFIG [--json]: parameters, FLOPs per token, decode state and memory, before anything runs.
+// weft params CONFIG [--json]: parameters, FLOPs per token, decode state and memory, before
+// anything runs.
 
 #include <fmt/core.h>
 
@@ -10,7 +11,8 @@
 namespace {
 
 std::string KeyHelp() {
-  return "\nConfig keys (--KEY=VALUE):\n" + weft::HelpText(weft::Experiment::Defaults()->AllFields());
+  return "\nConfig keys (--KEY=VALUE):\n" +
+         weft::HelpText(weft::Experiment::Defaults()->AllFields());
 }
 
 int Main(CLI::App& app, int argc, char** argv) {
@@ -25,29 +27,40 @@ int Main(CLI::App& app, int argc, char** argv) {
   const Model::Counts& n = plan.parameters;
 
   if (json) {
-    const nlohmann::ordered_json out = {
-        {"config", config},
-        {"parameters", {{"total", n.total}, {"embedding", n.embedding}, {"head", n.head}, {"body", n.body}, {"blocks", plan.block_parameters}}},
-        {"flops_per_token", plan.flops_per_token},
-        {"training_flops_per_token", plan.training_flops_per_token},
-        {"state_bytes", plan.state_bytes},
-        {"memory_bytes", plan.memory_bytes},
-        {"tokens", plan.tokens}};
+    const nlohmann::ordered_json out = {{"config", config},
+                                        {"parameters",
+                                         {{"total", n.total},
+                                          {"embedding", n.embedding},
+                                          {"head", n.head},
+                                          {"body", n.body},
+                                          {"blocks", plan.block_parameters}}},
+                                        {"flops_per_token", plan.flops_per_token},
+                                        {"training_flops_per_token", plan.training_flops_per_token},
+                                        {"state_bytes", plan.state_bytes},
+                                        {"memory_bytes", plan.memory_bytes},
+                                        {"tokens", plan.tokens}};
     fmt::print("{}\n", out.dump(2));
     return 0;
   }
   fmt::print("parameters          {:>16}\n", n.total);
-  fmt::print("  embedding         {:>16}\n  head              {:>16}{}\n  body              {:>16}\n", n.embedding, n.head,
-             experiment->model.tied ? "   (tied to the embedding)" : "", n.body);
+  fmt::print(
+      "  embedding         {:>16}\n  head              {:>16}{}\n  body              {:>16}\n",
+      n.embedding, n.head, experiment->model.tied ? "   (tied to the embedding)" : "", n.body);
   const auto& pattern = experiment->model.pattern;
   for (size_t i = 0; i < plan.block_parameters.size(); ++i) {
-    fmt::print("    block {:<4} {:>21}   {}\n", i, plan.block_parameters[i], pattern[i % pattern.size()]);
+    fmt::print("    block {:<4} {:>21}   {}\n", i, plan.block_parameters[i],
+               pattern[i % pattern.size()]);
   }
-  fmt::print("FLOPs per token     {:>16.4g}   forward, matrix products, attention, recurrence and convolution at T = {}\n",
-             plan.flops_per_token, experiment->train.length);
-  fmt::print("                    {:>16.4g}   forward and backward\n", plan.training_flops_per_token);
-  fmt::print("decode state        {:>16}   bytes per sequence of {} tokens, f32\n", plan.state_bytes, experiment->train.length);
-  fmt::print("memory              {:>16}   bytes: parameters, gradients, moments, activations\n", plan.memory_bytes);
+  fmt::print(
+      "FLOPs per token     {:>16.4g}   forward, matrix products, attention, recurrence and "
+      "convolution at T = {}\n",
+      plan.flops_per_token, experiment->train.length);
+  fmt::print("                    {:>16.4g}   forward and backward\n",
+             plan.training_flops_per_token);
+  fmt::print("decode state        {:>16}   bytes per sequence of {} tokens, f32\n",
+             plan.state_bytes, experiment->train.length);
+  fmt::print("memory              {:>16}   bytes: parameters, gradients, moments, activations\n",
+             plan.memory_bytes);
   fmt::print("tokens              {:>16}   of the whole run\n", plan.tokens);
   return 0;
 }
@@ -55,6 +68,9 @@ int Main(CLI::App& app, int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Parameters, FLOPs per token, decode state and memory of an experiment, before anything runs.");
-  return weft::RunProgram("params", app, [&] { return Main(app, argc, argv); }, KeyHelp);
+  CLI::App app(
+      "Parameters, FLOPs per token, decode state and memory of an experiment, before anything "
+      "runs.");
+  return weft::RunProgram(
+      "params", app, [&] { return Main(app, argc, argv); }, KeyHelp);
 }

@@ -22,7 +22,9 @@ constexpr double kSnapshotSeconds = 60;  // run.h5 is never older than this
 constexpr double kHeartbeatSeconds = 5;
 constexpr double kProgressSeconds = 0.5;
 
-double Seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
+double Seconds(Clock::time_point since) {
+  return std::chrono::duration<double>(Clock::now() - since).count();
+}
 
 // The last signal that asked for a stop. A handler can reach nothing but a global.
 volatile sig_atomic_t stop_signal = 0;
@@ -35,8 +37,8 @@ void CheckFinite(const std::vector<TensorTarget>& tensors, int64_t step) {
     const float* x = static_cast<const float*>(t.data);
     for (int64_t i = 0, n = TensorBytes(t.dtype, t.shape) / 4; i < n; ++i) {
       if (std::isfinite(x[i])) continue;
-      Fail(ExitCode::kDiverged, "diverged at step ", step, ": element ", i, " of ", t.name, " is ", x[i],
-           "; the last checkpoint is kept; try a smaller optim.lr or a longer optim.warmup");
+      Fail(ExitCode::kDiverged, "diverged at step ", step, ": element ", i, " of ", t.name, " is ",
+           x[i], "; the last checkpoint is kept; try a smaller optim.lr or a longer optim.warmup");
     }
   }
 }
@@ -46,8 +48,12 @@ ExitCode CodeOf(const std::exception& error) {
   return dynamic_cast<const std::bad_alloc*>(&error) ? ExitCode::kOutOfMemory : ExitCode::kFailure;
 }
 
-std::string ResolvedToml(const std::string& run_directory) { return run_directory + "/resolved.toml"; }
-std::string SettingsFingerprint(const RunDirectory& run) { return ChecksumHex(ReadFile(ResolvedToml(run.path()))); }
+std::string ResolvedToml(const std::string& run_directory) {
+  return run_directory + "/resolved.toml";
+}
+std::string SettingsFingerprint(const RunDirectory& run) {
+  return ChecksumHex(ReadFile(ResolvedToml(run.path())));
+}
 
 struct TrainTensors {
   std::vector<TensorTarget> model, optimizer;
@@ -58,7 +64,9 @@ TrainTensors TensorsOf(Model& model) {
   for (Param& p : model.params().params()) {
     all.model.push_back({p.path, "F32", p.shape, p.var.x.data()});
     for (int i : {0, 1}) {
-      if (p.moments[i].defined()) all.optimizer.push_back({(i == 0 ? "m." : "v.") + p.path, "F32", p.shape, p.moments[i].data()});
+      if (p.moments[i].defined())
+        all.optimizer.push_back(
+            {(i == 0 ? "m." : "v.") + p.path, "F32", p.shape, p.moments[i].data()});
     }
   }
   return all;
@@ -80,7 +88,7 @@ std::string Duration(double seconds) {
 
 StopSignals::StopSignals() {
   stop_signal = 0;
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = OnSignal;
   action.sa_flags = SA_RESTART;
   for (size_t i = 0; i < 3; ++i) sigaction(kStopSignals[i], &action, &old_[i]);
@@ -90,10 +98,12 @@ StopSignals::~StopSignals() {
   for (size_t i = 0; i < 3; ++i) sigaction(kStopSignals[i], &old_[i], nullptr);
 }
 
-std::unique_ptr<Experiment> LoadExperiment(const std::string& run_directory, const std::vector<std::string>& overrides) {
+std::unique_ptr<Experiment> LoadExperiment(const std::string& run_directory,
+                                           const std::vector<std::string>& overrides) {
   const std::string path = ResolvedToml(run_directory);
   if (!std::filesystem::exists(path)) {
-    Fail(ExitCode::kData, path, ": is missing, so ", run_directory, " is no run directory; expected OUT/<study>/<run-id>");
+    Fail(ExitCode::kData, path, ": is missing, so ", run_directory,
+         " is no run directory; expected OUT/<study>/<run-id>");
   }
   return Experiment::FromToml(ReadFile(path), path, overrides);
 }
@@ -110,16 +120,19 @@ double RestoreCheckpoint(RunDirectory& run, Trainer& trainer) {
     const auto check = [&](const char* key, const std::string& found, const std::string& what) {
       const auto expected = state.at(key).get<std::string>();
       if (found == expected) return;
-      Fail(ExitCode::kData, latest->path, ": ", what, " has changed since this checkpoint: checksum ", found, ", expected ",
-           expected, "; restore it or start a new run");
+      Fail(ExitCode::kData, latest->path, ": ", what,
+           " has changed since this checkpoint: checksum ", found, ", expected ", expected,
+           "; restore it or start a new run");
     };
     check("settings", SettingsFingerprint(run), ResolvedToml(run.path()));
     check("data", trainer.DataFingerprint(), "the text in data.path");
-    trainer.set_progress({state.at("step"), state.at("rows"), state.at("labels"), state.at("stage"), state.at("stage_steps")});
+    trainer.set_progress({state.at("step"), state.at("rows"), state.at("labels"), state.at("stage"),
+                          state.at("stage_steps")});
     run.journal().TruncateTo(state.at("journal_bytes"));
     return state.at("seconds");
   } catch (const Json::exception& error) {
-    Fail(ExitCode::kData, latest->path, "/state.json: ", error.what(), "; it was made by another version, start a new run");
+    Fail(ExitCode::kData, latest->path, "/state.json: ", error.what(),
+         "; it was made by another version, start a new run");
   }
 }
 
@@ -141,20 +154,22 @@ void DeclareStreams(Journal& journal, const Experiment& e) {
                             {"difficulty", "1", kInteger},
                             {"seconds", "s", kNumber},
                             {"tokens_per_second", "token/s", kNumber}});
-  journal.Declare("eval/" + (e.task ? e.task_name : std::string("text")), {{"step", "step", kInteger},
-                                                                           {"tokens", "token", kInteger},
-                                                                           {"difficulty", "1", kInteger},
-                                                                           {"accuracy", "1", kNumber},
-                                                                           {"nll", "nat/label", kNumber},
-                                                                           {"labels", "label", kInteger},
-                                                                           {"chance", "1", kNumber}});
+  journal.Declare("eval/" + (e.task ? e.task_name : std::string("text")),
+                  {{"step", "step", kInteger},
+                   {"tokens", "token", kInteger},
+                   {"difficulty", "1", kInteger},
+                   {"accuracy", "1", kNumber},
+                   {"nll", "nat/label", kNumber},
+                   {"labels", "label", kInteger},
+                   {"chance", "1", kNumber}});
 }
 
 double ChanceOf(const Experiment& e, const Trainer::Evaluation& evaluation) {
   return e.task ? e.task->Make()->Chance(evaluation.difficulty) : std::nan("");
 }
 
-void AppendEvaluation(Journal& journal, const Trainer::Evaluation& v, double chance, int64_t step, int64_t tokens) {
+void AppendEvaluation(Journal& journal, const Trainer::Evaluation& v, double chance, int64_t step,
+                      int64_t tokens) {
   journal.Append("eval/" + v.name, {{"step", step},
                                     {"tokens", tokens},
                                     {"difficulty", v.difficulty},
@@ -164,20 +179,26 @@ void AppendEvaluation(Journal& journal, const Trainer::Evaluation& v, double cha
                                     {"chance", chance}});
 }
 
-std::string EvaluationTable(const Experiment& e, const std::vector<Trainer::Evaluation>& evaluations) {
+std::string EvaluationTable(const Experiment& e,
+                            const std::vector<Trainer::Evaluation>& evaluations) {
   std::string text;
   for (const auto& v : evaluations) {
     if (e.task) {
-      if (text.empty()) text = fmt::format("{:<20} {:>10} {:>9} {:>7} {:>9}\n", "task", "difficulty", "accuracy", "chance", "nats");
-      text += fmt::format("{:<20} {:>10} {:>9.4f} {:>7.3f} {:>9.4f}\n", v.name, v.difficulty, v.score.accuracy, ChanceOf(e, v), v.score.nll);
+      if (text.empty())
+        text = fmt::format("{:<20} {:>10} {:>9} {:>7} {:>9}\n", "task", "difficulty", "accuracy",
+                           "chance", "nats");
+      text += fmt::format("{:<20} {:>10} {:>9.4f} {:>7.3f} {:>9.4f}\n", v.name, v.difficulty,
+                          v.score.accuracy, ChanceOf(e, v), v.score.nll);
     } else {
-      text += fmt::format("held-out text: {:.4f} nats/byte, {:.4f} bits/byte, {} bytes\n", v.score.nll, v.score.BitsPerByte(), v.score.labels);
+      text += fmt::format("held-out text: {:.4f} nats/byte, {:.4f} bits/byte, {} bytes\n",
+                          v.score.nll, v.score.BitsPerByte(), v.score.labels);
     }
   }
   return text;
 }
 
-ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, double seconds_before) {
+ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
+                    double seconds_before) {
   const bool terminal = isatty(STDERR_FILENO);
   const auto start = Clock::now();
   const int64_t first_step = trainer.progress().step;
@@ -187,7 +208,8 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
   DeclareStreams(run.journal(), e);
 
   const auto status = [&](RunState state, ExitCode code, const std::string& message) {
-    run.SetStatus({state, static_cast<int64_t>(code), trainer.progress().step, e.train.steps, message});
+    run.SetStatus(
+        {state, static_cast<int64_t>(code), trainer.progress().step, e.train.steps, message});
     heartbeat = Clock::now();
   };
   const std::string settings = SettingsFingerprint(run);
@@ -197,12 +219,17 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
     CheckFinite(tensors.optimizer, trainer.progress().step);
     run.journal().Sync();
     const Trainer::Progress& p = trainer.progress();
-    const Json state = {{"step", p.step},           {"rows", p.rows},
-                        {"labels", p.labels},       {"stage", p.stage},
-                        {"stage_steps", p.stage_steps}, {"journal_bytes", run.journal().size()},
-                        {"data", trainer.DataFingerprint()}, {"settings", settings},
+    const Json state = {{"step", p.step},
+                        {"rows", p.rows},
+                        {"labels", p.labels},
+                        {"stage", p.stage},
+                        {"stage_steps", p.stage_steps},
+                        {"journal_bytes", run.journal().size()},
+                        {"data", trainer.DataFingerprint()},
+                        {"settings", settings},
                         {"seconds", seconds_before + Seconds(start)}};
-    SaveCheckpoint(run.path(), p.step, Named(tensors.model), Named(tensors.optimizer), state.dump());
+    SaveCheckpoint(run.path(), p.step, Named(tensors.model), Named(tensors.optimizer),
+                   state.dump());
     PruneCheckpoints(run.path(), e.train.keep);
     run.WriteRunH5();
     snapshot = Clock::now();
@@ -216,12 +243,15 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
     }
   };
   const auto show = [&](const Trainer::StepResult& r, bool line) {
-    const double rate = static_cast<double>(trainer.progress().step - first_step) * tokens_per_step / Seconds(start);
-    const double left = static_cast<double>(e.train.steps - trainer.progress().step) * tokens_per_step / rate;
+    const double rate = static_cast<double>(trainer.progress().step - first_step) *
+                        tokens_per_step / Seconds(start);
+    const double left =
+        static_cast<double>(e.train.steps - trainer.progress().step) * tokens_per_step / rate;
     const std::string difficulty = e.task ? fmt::format("  difficulty {}", r.difficulty) : "";
-    const std::string text = fmt::format("step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left",
-                                         trainer.progress().step, e.train.steps, difficulty, r.loss, rate,
-                                         rate * flops_per_token * 1e-9, Duration(left));
+    const std::string text =
+        fmt::format("step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left",
+                    trainer.progress().step, e.train.steps, difficulty, r.loss, rate,
+                    rate * flops_per_token * 1e-9, Duration(left));
     // Not fmt: it throws when stderr is gone, and a run outlives its terminal.
     if (terminal) std::fprintf(stderr, "\r\033[K%s", text.c_str());
     if (line) {
@@ -255,12 +285,15 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
       if (log || (terminal && Seconds(shown) > kProgressSeconds)) show(r, log);
       if (last || (e.eval.every > 0 && step % e.eval.every == 0)) evaluate();
       const int signal = stop_signal;
-      if (last || signal || (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0)) checkpoint();
+      if (last || signal || (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0))
+        checkpoint();
       if (signal && !last) {
         end_line();
         const ExitCode code = signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue;
         status(RunState::kPreempted, code, "");
-        std::fprintf(stderr, "weft train: stopped at step %lld after signal %d; continue with: weft train --resume %s\n",
+        std::fprintf(stderr,
+                     "weft train: stopped at step %lld after signal %d; continue with: weft train "
+                     "--resume %s\n",
                      static_cast<long long>(step), signal, run.path().c_str());
         return code;
       }
@@ -277,7 +310,8 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
     end_line();
     const ExitCode code = CodeOf(error);
     try {
-      status(code == ExitCode::kDiverged ? RunState::kDiverged : RunState::kFailed, code, error.what());
+      status(code == ExitCode::kDiverged ? RunState::kDiverged : RunState::kFailed, code,
+             error.what());
       run.WriteRunH5();
     } catch (const std::exception&) {
       // The first error is the one to report; a full disk fails here again.

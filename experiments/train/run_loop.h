@@ -1,5 +1,6 @@
 #pragma once
-// A run from its first or its next step to the end: journal, checkpoints, evaluation, progress, signals.
+// A run from its first or its next step to the end: journal, checkpoints, evaluation, progress,
+// signals.
 
 #include <signal.h>
 
@@ -13,21 +14,25 @@
 namespace weft {
 
 // The experiment of a run directory, from its resolved.toml; Error kData when there is none.
-std::unique_ptr<Experiment> LoadExperiment(const std::string& run_directory, const std::vector<std::string>& overrides);
+std::unique_ptr<Experiment> LoadExperiment(const std::string& run_directory,
+                                           const std::vector<std::string>& overrides);
 
-// Restores the newest checkpoint of the directory, or the state before the first step if there is none, and cuts the
-// journal back to it. Returns the seconds of training that it took. Error kData when the checkpoint is broken or when
-// the text or resolved.toml are not those that it was made with.
+// Restores the newest checkpoint of the directory, or the state before the first step if there is
+// none, and cuts the journal back to it. Returns the seconds of training that it took. Error kData
+// when the checkpoint is broken or when the text or resolved.toml are not those that it was made
+// with.
 double RestoreCheckpoint(RunDirectory& run, Trainer& trainer);
-// The model's values only, from the newest checkpoint; Error kData when there is none. Returns its step.
+// The model's values only, from the newest checkpoint; Error kData when there is none. Returns its
+// step.
 int64_t LoadNewestModel(const std::string& run_directory, Model& model);
 
 // One row of a run's "eval/<name>" stream.
-void AppendEvaluation(Journal& journal, const Trainer::Evaluation& evaluation, double chance, int64_t step,
-                      int64_t tokens);
+void AppendEvaluation(Journal& journal, const Trainer::Evaluation& evaluation, double chance,
+                      int64_t step, int64_t tokens);
 void DeclareStreams(Journal& journal, const Experiment& experiment);
 
-// Notes SIGINT, SIGTERM and SIGUSR1 as long as it lives, so that TrainToEnd stops after the step in which they come.
+// Notes SIGINT, SIGTERM and SIGUSR1 as long as it lives, so that TrainToEnd stops after the step in
+// which they come.
 class StopSignals {
  public:
   StopSignals();
@@ -38,11 +43,15 @@ class StopSignals {
   struct sigaction old_[3];
 };
 
-// Trains until train.steps. Returns kOk, or kRequeue (SIGTERM, SIGUSR1) or kInterrupted (SIGINT) after a checkpoint.
-ExitCode TrainToEnd(const Experiment& experiment, RunDirectory& run, Trainer& trainer, double seconds_before);
+// Trains until train.steps. Returns kOk, or kRequeue (SIGTERM, SIGUSR1) or kInterrupted (SIGINT)
+// after a checkpoint.
+ExitCode TrainToEnd(const Experiment& experiment, RunDirectory& run, Trainer& trainer,
+                    double seconds_before);
 
-// Evaluations as the lines of a table, "difficulty  accuracy  chance  nats" or "nats/byte  bits/byte".
-std::string EvaluationTable(const Experiment& experiment, const std::vector<Trainer::Evaluation>& evaluations);
+// Evaluations as the lines of a table, "difficulty  accuracy  chance  nats" or "nats/byte
+// bits/byte".
+std::string EvaluationTable(const Experiment& experiment,
+                            const std::vector<Trainer::Evaluation>& evaluations);
 double ChanceOf(const Experiment& experiment, const Trainer::Evaluation& evaluation);
 
 }  // namespace weft

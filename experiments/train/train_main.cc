@@ -13,17 +13,22 @@ namespace {
 
 using namespace weft;
 
-std::string KeyHelp() { return "\nConfig keys (--KEY=VALUE):\n" + HelpText(Experiment::Defaults()->AllFields()); }
+std::string KeyHelp() {
+  return "\nConfig keys (--KEY=VALUE):\n" + HelpText(Experiment::Defaults()->AllFields());
+}
 
 // FLOP/s of one thread's matrix product, for estimates before anything has run.
 double MeasureGemm() {
   constexpr int64_t n = 256;
   std::vector<float> a(n * n, 1), b(n * n, 1), c(n * n);
-  const auto once = [&] { Gemm<float>(false, true, n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n); };
+  const auto once = [&] {
+    Gemm<float>(false, true, n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n);
+  };
   once();
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < 10; ++i) once();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return 10 * 2.0 * n * n * n / seconds;
 }
 
@@ -36,28 +41,33 @@ int DryRun(Experiment& e, const std::string& out, bool json, int threads) {
   const double seconds = plan.training_flops_per_token * static_cast<double>(plan.tokens) /
                          (MeasureGemm() * kEfficiency * threads);
   if (json) {
-    const nlohmann::ordered_json object = {{"run_id", id},
-                                           {"study", e.study},
-                                           {"run_dir", directory},
-                                           {"parameters",
-                                            {{"total", plan.parameters.total},
-                                             {"embedding", plan.parameters.embedding},
-                                             {"head", plan.parameters.head},
-                                             {"body", plan.parameters.body}}},
-                                           {"flops_per_token", plan.flops_per_token},
-                                           {"training_flops_per_token", plan.training_flops_per_token},
-                                           {"tokens", plan.tokens},
-                                           {"steps", e.train.steps},
-                                           {"memory_bytes", plan.memory_bytes},
-                                           {"state_bytes", plan.state_bytes},
-                                           {"seconds", seconds}};
+    const nlohmann::ordered_json object = {
+        {"run_id", id},
+        {"study", e.study},
+        {"run_dir", directory},
+        {"parameters",
+         {{"total", plan.parameters.total},
+          {"embedding", plan.parameters.embedding},
+          {"head", plan.parameters.head},
+          {"body", plan.parameters.body}}},
+        {"flops_per_token", plan.flops_per_token},
+        {"training_flops_per_token", plan.training_flops_per_token},
+        {"tokens", plan.tokens},
+        {"steps", e.train.steps},
+        {"memory_bytes", plan.memory_bytes},
+        {"state_bytes", plan.state_bytes},
+        {"seconds", seconds}};
     fmt::print("{}\n", object.dump());
     return 0;
   }
-  fmt::print("run          {}\nparameters   {} ({} without embedding and head)\nFLOPs/token  {:.4g} forward, {:.4g} in training\n"
-             "tokens       {} in {} steps\nmemory       {} MiB\ntime         about {:.0f} s on {} threads\n",
-             directory, plan.parameters.total, plan.parameters.body, plan.flops_per_token, plan.training_flops_per_token,
-             plan.tokens, e.train.steps, plan.memory_bytes >> 20, seconds, threads);
+  fmt::print(
+      "run          {}\nparameters   {} ({} without embedding and head)\nFLOPs/token  {:.4g} "
+      "forward, {:.4g} in training\n"
+      "tokens       {} in {} steps\nmemory       {} MiB\ntime         about {:.0f} s on {} "
+      "threads\n",
+      directory, plan.parameters.total, plan.parameters.body, plan.flops_per_token,
+      plan.training_flops_per_token, plan.tokens, e.train.steps, plan.memory_bytes >> 20, seconds,
+      threads);
   return 0;
 }
 
@@ -65,13 +75,16 @@ int Main(CLI::App& app, int argc, char** argv) {
   std::string config, out = "runs", resume;
   bool dry_run = false, json = false;
   app.add_option("CONFIG", config, "experiment, a TOML file");
-  auto* out_option =
-      app.add_option("--out", out, "where runs are collected: OUT/<study>/<run-id>")->capture_default_str();
-  app.add_option("--resume", resume, "run directory to continue from its newest checkpoint")->excludes(out_option);
-  auto* dry_run_flag = app.add_flag("--dry-run", dry_run, "print what would run, and write nothing");
+  auto* out_option = app.add_option("--out", out, "where runs are collected: OUT/<study>/<run-id>")
+                         ->capture_default_str();
+  app.add_option("--resume", resume, "run directory to continue from its newest checkpoint")
+      ->excludes(out_option);
+  auto* dry_run_flag =
+      app.add_flag("--dry-run", dry_run, "print what would run, and write nothing");
   app.add_flag("--json", json, "with --dry-run: machine-readable output")->needs(dry_run_flag);
   const auto overrides = ParseCommandLine(app, argc, argv);
-  if (config.empty() == resume.empty()) Fail(ExitCode::kUsage, "give either a CONFIG or --resume RUN; see --help");
+  if (config.empty() == resume.empty())
+    Fail(ExitCode::kUsage, "give either a CONFIG or --resume RUN; see --help");
 
   std::unique_ptr<Experiment> e;
   if (resume.empty()) {
@@ -79,7 +92,8 @@ int Main(CLI::App& app, int argc, char** argv) {
   } else {
     for (const std::string& o : overrides) {
       if (!o.starts_with("threads=") && !o.starts_with("device=")) {
-        Fail(ExitCode::kUsage, "--", o, ": a resumed run keeps its settings; only --threads and --device may be given");
+        Fail(ExitCode::kUsage, "--", o,
+             ": a resumed run keeps its settings; only --threads and --device may be given");
       }
     }
     e = LoadExperiment(resume, overrides);
@@ -103,13 +117,15 @@ int Main(CLI::App& app, int argc, char** argv) {
   Attributes environment = DescribeEnvironment(std::vector<std::string>(argv, argv + argc));
   environment.push_back({"device", std::string("cpu")});
   environment.push_back({"threads", static_cast<int64_t>(threads)});
-  RunDirectory run = RunDirectory::Create({out, e->study, e->Fields(), e->origins(), e->source_text(), environment});
+  RunDirectory run = RunDirectory::Create(
+      {out, e->study, e->Fields(), e->origins(), e->source_text(), environment});
   if (run.existed() && ReadStatus(run.path()).state == RunState::kDone) {
     std::cerr << "weft train: " << run.path() << " is done\n";
     return 0;
   }
   if (run.existed() && (run.journal().size() > 0)) {
-    Fail(ExitCode::kFailure, run.path(), " has been started already; continue it with: weft train --resume ", run.path());
+    Fail(ExitCode::kFailure, run.path(),
+         " has been started already; continue it with: weft train --resume ", run.path());
   }
   std::cerr << "weft train: " << run.path() << "\n";
   return static_cast<int>(TrainToEnd(*e, run, trainer, 0));
@@ -119,5 +135,6 @@ int Main(CLI::App& app, int argc, char** argv) {
 
 int main(int argc, char** argv) {
   CLI::App app("Trains a model on a synthetic task or on text.");
-  return RunProgram("train", app, [&] { return Main(app, argc, argv); }, KeyHelp);
+  return RunProgram(
+      "train", app, [&] { return Main(app, argc, argv); }, KeyHelp);
 }

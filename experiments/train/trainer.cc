@@ -12,28 +12,30 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kLargestPass = int64_t{1} << 31;  // tokens; no machine holds more, and sizes in bytes stay below 2^63
+constexpr int64_t kLargestPass =
+    int64_t{1} << 31;  // tokens; no machine holds more, and sizes in bytes stay below 2^63
 
 ModelConfig ModelFor(const Experiment& e, int64_t vocab) {
   ModelConfig config = e.model;
   if (config.vocab == 0) config.vocab = vocab;
   if (config.vocab < vocab) {
-    Fail(ExitCode::kUsage, "model.vocab = ", config.vocab, " is smaller than the vocabulary of the data, ", vocab,
-         "; raise it or set it to 0");
+    Fail(ExitCode::kUsage, "model.vocab = ", config.vocab,
+         " is smaller than the vocabulary of the data, ", vocab, "; raise it or set it to 0");
   }
   return config;
 }
 
 int64_t VocabOf(const Experiment& e) { return e.task ? e.task->Make()->vocabulary().size() : 256; }
 
-// Loss and gradients of rows [b, b + n) of the batch, added to the parameters' gradients. Returns the loss.
-Model::Loss Pass(Model& model, Stream& stream, Arena& arena, Batch& batch, int64_t b, int64_t n, double z_loss,
-                 double denominator) {
+// Loss and gradients of rows [b, b + n) of the batch, added to the parameters' gradients. Returns
+// the loss.
+Model::Loss Pass(Model& model, Stream& stream, Arena& arena, Batch& batch, int64_t b, int64_t n,
+                 double z_loss, double denominator) {
   arena.Reset();
   Context c{stream, arena};
   Tape tape(/*recording=*/true);
-  const Model::Loss loss = model.LossOf(c, tape, batch.tokens(b, n), batch.labels(b, n), batch.documents(b, n),
-                                        z_loss, denominator);
+  const Model::Loss loss = model.LossOf(c, tape, batch.tokens(b, n), batch.labels(b, n),
+                                        batch.documents(b, n), z_loss, denominator);
   if (arena.mode() != Arena::Mode::kPlan) *loss.total.dx.Data<float>() = 1;
   tape.Seed(loss.total);
   tape.Backward(stream);
@@ -44,14 +46,16 @@ std::string FingerprintOf(const Text& text) {
   std::string checksums;
   for (const Split split : {Split::kTrain, Split::kEval}) {
     const Text::Part& part = text.part(split);
-    const std::string_view starts(reinterpret_cast<const char*>(part.starts.data()), part.starts.size() * sizeof(int64_t));
+    const std::string_view starts(reinterpret_cast<const char*>(part.starts.data()),
+                                  part.starts.size() * sizeof(int64_t));
     checksums += ChecksumHex(part.bytes) + ChecksumHex(starts);
   }
   return ChecksumHex(checksums);
 }
 
 int64_t MemoryOfMachine() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<int64_t>(sysconf(_SC_PAGE_SIZE));
+  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) *
+         static_cast<int64_t>(sysconf(_SC_PAGE_SIZE));
 }
 
 }  // namespace
@@ -60,7 +64,8 @@ RunPlan PlanRun(const Experiment& e) {
   Model model(ModelFor(e, VocabOf(e)), *e.mixers);
   RunPlan plan;
   plan.parameters = model.Count();
-  for (int64_t i = 0; i < e.model.layers; ++i) plan.block_parameters.push_back(model.params().Count(Cat("blocks.", i, ".")));
+  for (int64_t i = 0; i < e.model.layers; ++i)
+    plan.block_parameters.push_back(model.params().Count(Cat("blocks.", i, ".")));
   const MixerCost cost = model.Cost(e.train.length);
   plan.flops_per_token = cost.flops_per_token;
   plan.state_bytes = cost.state_bytes;
@@ -68,8 +73,9 @@ RunPlan PlanRun(const Experiment& e) {
 
   const int64_t rows = e.train.batch / e.train.accumulate;
   if (rows * e.train.length > kLargestPass) {
-    Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", rows, " rows of ", e.train.length, " tokens, expected at most ",
-         kLargestPass, " tokens; raise train.accumulate or reduce train.batch or train.length");
+    Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", rows, " rows of ", e.train.length,
+         " tokens, expected at most ", kLargestPass,
+         " tokens; raise train.accumulate or reduce train.batch or train.length");
   }
   Arena parameters(Arena::Mode::kPlan, 0), activations(Arena::Mode::kPlan, 0);
   model.params().Allocate(parameters, DType::kF32, /*training=*/true);
@@ -81,7 +87,8 @@ RunPlan PlanRun(const Experiment& e) {
   Tape tape(/*recording=*/true);
   const TensorView tokens = input(), labels = input();
   try {
-    const Model::Loss loss = model.LossOf(c, tape, tokens, labels, Documents{input()}, e.optim.z_loss, 1);
+    const Model::Loss loss =
+        model.LossOf(c, tape, tokens, labels, Documents{input()}, e.optim.z_loss, 1);
     tape.Seed(loss.total);
     tape.Backward(stream);
   } catch (const Error& error) {
@@ -105,18 +112,21 @@ Trainer::Trainer(const Experiment& e, Stream& stream) : e_(e), stream_(stream) {
     data_fingerprint_ = FingerprintOf(*text_);
     train_text_ = std::make_unique<TextSource>(*text_, Split::kTrain, e.DataSeed(), e.train.length);
     if (train_text_->windows() < e.train.batch) {
-      Fail(ExitCode::kData, e.data.path, ": the training part has ", train_text_->windows(), " rows of ", e.train.length,
-           " bytes, fewer than one batch of ", e.train.batch, "; give more text or a smaller train.batch");
+      Fail(ExitCode::kData, e.data.path, ": the training part has ", train_text_->windows(),
+           " rows of ", e.train.length, " bytes, fewer than one batch of ", e.train.batch,
+           "; give more text or a smaller train.batch");
     }
     if (e.data.held_out > 0) {
-      held_out_text_ = std::make_unique<TextSource>(*text_, Split::kEval, e.DataSeed(), e.train.length);
+      held_out_text_ =
+          std::make_unique<TextSource>(*text_, Split::kEval, e.DataSeed(), e.train.length);
     }
   }
   const RunPlan plan = PlanRun(e);
   const int64_t needed = plan.memory_bytes + Batch::Bytes(e.train.batch, e.train.length);
   if (needed > MemoryOfMachine()) {
-    Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", needed >> 20, " MiB (activations ",
-         plan.activation_bytes >> 20, " MiB), the machine has ", MemoryOfMachine() >> 20,
+    Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", needed >> 20,
+         " MiB (activations ", plan.activation_bytes >> 20, " MiB), the machine has ",
+         MemoryOfMachine() >> 20,
          " MiB; raise train.accumulate or reduce train.batch, train.length or the model");
   }
   model_ = std::make_unique<Model>(ModelFor(e, VocabOf(e)), *e.mixers);
@@ -124,7 +134,8 @@ Trainer::Trainer(const Experiment& e, Stream& stream) : e_(e), stream_(stream) {
   activations_.emplace(kArenaMode, plan.activation_bytes);
   model_->params().Allocate(*parameters_, DType::kF32, /*training=*/true);
   model_->params().Initialise(e.InitSeed());
-  evaluator_ = std::make_unique<Evaluator>(*model_, stream_, e.train.batch / e.train.accumulate * e.train.length);
+  evaluator_ = std::make_unique<Evaluator>(*model_, stream_,
+                                           e.train.batch / e.train.accumulate * e.train.length);
   batch_.emplace(e.train.batch, e.train.length);
 }
 
@@ -134,7 +145,8 @@ void Trainer::CheckTask() const {
   for (const CurriculumStage& stage : stages_) {
     if (begin >= e_.train.steps) break;
     TaskSource::CheckLength(*task_, stage.difficulty, e_.train.length);
-    begin += stage.promote_accuracy > 0 ? std::min(stage.steps, e_.train.curriculum_every) : stage.steps;
+    begin +=
+        stage.promote_accuracy > 0 ? std::min(stage.steps, e_.train.curriculum_every) : stage.steps;
   }
   for (const int64_t n : e_.eval.difficulties) {
     try {
@@ -149,7 +161,8 @@ const Source& Trainer::CurrentSource() {
   if (!task_) return *train_text_;
   if (source_stage_ != progress_.stage) {
     source_stage_ = progress_.stage;
-    task_source_.emplace(*task_, e_.DataSeed(), Split::kTrain, stages_[static_cast<size_t>(source_stage_)].difficulty,
+    task_source_.emplace(*task_, e_.DataSeed(), Split::kTrain,
+                         stages_[static_cast<size_t>(source_stage_)].difficulty,
                          /*strict=*/false, TaskSource::Labels::kAll);
   }
   return *task_source_;
@@ -161,14 +174,16 @@ Trainer::StepResult Trainer::Step() {
   batch_->Fill(CurrentSource(), progress_.rows);
   result.difficulty = task_ ? stages_[static_cast<size_t>(progress_.stage)].difficulty : 0;
   result.labels = batch_->CountLabels();
-  Check(result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length, " tokens has no label");
+  Check(result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length,
+        " tokens has no label");
 
   ParamRegistry& params = model_->params();
   params.ZeroGradients();
   const int64_t rows = e_.train.batch / e_.train.accumulate;
   const double labels = static_cast<double>(result.labels);
   for (int64_t b = 0; b < e_.train.batch; b += rows) {
-    const Model::Loss loss = Pass(*model_, stream_, *activations_, *batch_, b, rows, e_.optim.z_loss, labels);
+    const Model::Loss loss =
+        Pass(*model_, stream_, *activations_, *batch_, b, rows, e_.optim.z_loss, labels);
     const float* nll = loss.nll.Data<float>();
     for (int64_t i = 0; i < loss.nll.size(); ++i) result.loss += nll[i];
   }
@@ -183,13 +198,16 @@ Trainer::StepResult Trainer::Step() {
   Launch(stream_, global);
   result.grad_norm = norm;
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
-    Fail(ExitCode::kDiverged, "diverged at step ", progress_.step + 1, ": loss ", result.loss, ", gradient norm ",
-         result.grad_norm, "; the last checkpoint is kept; try a smaller optim.lr or a longer optim.warmup");
+    Fail(ExitCode::kDiverged, "diverged at step ", progress_.step + 1, ": loss ", result.loss,
+         ", gradient norm ", result.grad_norm,
+         "; the last checkpoint is kept; try a smaller optim.lr or a longer optim.warmup");
   }
   AdamwStep adamw;
-  adamw.p = params.values(), adamw.g = params.gradients(), adamw.m = params.moment(0), adamw.v = params.moment(1);
+  adamw.p = params.values(), adamw.g = params.gradients(), adamw.m = params.moment(0),
+  adamw.v = params.moment(1);
   adamw.scale = global.scale;
-  adamw.lr = result.lr, adamw.beta1 = e_.optim.beta1, adamw.beta2 = e_.optim.beta2, adamw.eps = e_.optim.eps;
+  adamw.lr = result.lr, adamw.beta1 = e_.optim.beta1, adamw.beta2 = e_.optim.beta2,
+  adamw.eps = e_.optim.eps;
   adamw.weight_decay = e_.optim.weight_decay;
   adamw.step = progress_.step + 1;
   adamw.decayed = params.decayed();
@@ -208,9 +226,11 @@ void Trainer::AdvanceCurriculum() {
   const CurriculumStage& stage = stages_[static_cast<size_t>(progress_.stage)];
   if (progress_.stage + 1 == static_cast<int64_t>(stages_.size())) return;
   bool promote = stage.steps > 0 && progress_.stage_steps >= stage.steps;
-  if (!promote && stage.promote_accuracy > 0 && progress_.stage_steps % e_.train.curriculum_every == 0) {
-    promote = evaluator_->OnTask(*task_, e_.DataSeed(), stage.difficulty, e_.train.curriculum_samples).accuracy >=
-              stage.promote_accuracy;
+  if (!promote && stage.promote_accuracy > 0 &&
+      progress_.stage_steps % e_.train.curriculum_every == 0) {
+    promote =
+        evaluator_->OnTask(*task_, e_.DataSeed(), stage.difficulty, e_.train.curriculum_samples)
+            .accuracy >= stage.promote_accuracy;
   }
   if (promote) {
     ++progress_.stage;
@@ -226,7 +246,8 @@ std::vector<Trainer::Evaluation> Trainer::Evaluate() {
       for (const CurriculumStage& stage : stages_) difficulties.push_back(stage.difficulty);
     }
     for (const int64_t n : difficulties) {
-      all.push_back({e_.task_name, n, evaluator_->OnTask(*task_, e_.DataSeed(), n, e_.eval.samples)});
+      all.push_back(
+          {e_.task_name, n, evaluator_->OnTask(*task_, e_.DataSeed(), n, e_.eval.samples)});
     }
   } else if (held_out_text_) {
     all.push_back({"text", 0, evaluator_->OnText(*held_out_text_, e_.train.length, e_.eval.rows)});

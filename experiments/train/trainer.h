@@ -1,7 +1,9 @@
 #pragma once
-// The training step and everything that it changes: parameters, moments, position in the data and the curriculum.
+// The training step and everything that it changes: parameters, moments, position in the data and
+// the curriculum.
 //
-//   loss = mean over the labels of the batch;  g = d loss, clipped to global norm `clip`;  AdamW with decay groups
+//   loss = mean over the labels of the batch;  g = d loss, clipped to global norm `clip`;  AdamW
+//   with decay groups
 
 #include <memory>
 #include <optional>
@@ -16,12 +18,12 @@ namespace weft {
 struct RunPlan {
   Model::Counts parameters;
   std::vector<int64_t> block_parameters;
-  double flops_per_token = 0;          // forward, from the mixers' stated costs
-  double training_flops_per_token = 0; // forward and backward, counted from the ops of one step
-  int64_t state_bytes = 0;             // decode state of one sequence of train.length tokens
-  int64_t memory_bytes = 0;            // parameters, gradients, moments and activations
+  double flops_per_token = 0;           // forward, from the mixers' stated costs
+  double training_flops_per_token = 0;  // forward and backward, counted from the ops of one step
+  int64_t state_bytes = 0;              // decode state of one sequence of train.length tokens
+  int64_t memory_bytes = 0;             // parameters, gradients, moments and activations
   int64_t activation_bytes = 0;
-  int64_t tokens = 0;                  // of the whole run
+  int64_t tokens = 0;  // of the whole run
 };
 RunPlan PlanRun(const Experiment& experiment);
 
@@ -36,7 +38,8 @@ class Trainer {
     int64_t labels;
     int64_t difficulty;  // 0 for text
   };
-  // Error kDiverged, with parameters and moments untouched, when the loss or the gradient is not finite.
+  // Error kDiverged, with parameters and moments untouched, when the loss or the gradient is not
+  // finite.
   StepResult Step();
 
   struct Evaluation {
@@ -48,8 +51,8 @@ class Trainer {
 
   // What a checkpoint holds beside the parameters and moments. All of it is plain numbers.
   struct Progress {
-    int64_t step = 0;   // optimiser steps done
-    int64_t rows = 0;   // rows of data used
+    int64_t step = 0;  // optimiser steps done
+    int64_t rows = 0;  // rows of data used
     int64_t labels = 0;
     int64_t stage = 0, stage_steps = 0;  // curriculum
   };

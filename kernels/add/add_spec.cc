@@ -4,8 +4,9 @@
 namespace weft {
 
 void AddOp_add(OpSuite& suite) {
-  OpSpec<AddFwd, AddBwd> spec{
-      .name = "add", .reference_f64 = AddRef<double>, .reference_complex = AddRef<std::complex<double>>};
+  OpSpec<AddFwd, AddBwd> spec{.name = "add",
+                              .reference_f64 = AddRef<double>,
+                              .reference_complex = AddRef<std::complex<double>>};
   const auto make = [](int64_t B, int64_t T, int64_t D) {
     return [=](CaseMaker& m) {
       return AddFwd{m.In("a", {B, T, D}), m.In("b", {B, T, D}), m.Out("y", {B, T, D})};

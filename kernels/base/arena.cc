@@ -28,24 +28,30 @@ void FillWithNaN(const TensorView& view) {
 
 }  // namespace
 
-Arena::Arena(Mode mode, int64_t capacity) : mode_(mode), capacity_(RoundUp(std::max<int64_t>(capacity, 1))) {
+Arena::Arena(Mode mode, int64_t capacity)
+    : mode_(mode), capacity_(RoundUp(std::max<int64_t>(capacity, 1))) {
   if (mode_ == Mode::kPlan) {
     base_ = reinterpret_cast<std::byte*>(uintptr_t{1} << 46);  // never dereferenced
     capacity_ = std::numeric_limits<int64_t>::max();
     return;
   }
-  void* memory = mmap(nullptr, static_cast<size_t>(capacity_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
+  void* memory = mmap(nullptr, static_cast<size_t>(capacity_), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
-    Fail(ExitCode::kOutOfMemory, "out of memory: ", capacity_ / 1048576, " MiB asked for; reduce train.batch or train.length");
+    Fail(ExitCode::kOutOfMemory, "out of memory: ", capacity_ / 1048576,
+         " MiB asked for; reduce train.batch or train.length");
   }
   madvise(memory, static_cast<size_t>(capacity_), MADV_HUGEPAGE);
   base_ = static_cast<std::byte*>(memory);
 }
 
 Arena::Arena(Arena&& other) noexcept
-    : mode_(other.mode_), base_(std::exchange(other.base_, nullptr)), capacity_(other.capacity_), used_(other.used_),
-      peak_(other.peak_), sentinels_(std::move(other.sentinels_)) {}
+    : mode_(other.mode_),
+      base_(std::exchange(other.base_, nullptr)),
+      capacity_(other.capacity_),
+      used_(other.used_),
+      peak_(other.peak_),
+      sentinels_(std::move(other.sentinels_)) {}
 
 Arena::~Arena() {
   if (mode_ != Mode::kPlan && base_) munmap(base_, static_cast<size_t>(capacity_));
@@ -57,9 +63,10 @@ TensorView Arena::Alloc(DType dtype, std::initializer_list<int64_t> shape, const
 
 TensorView Arena::Alloc(DType dtype, int rank, const int64_t* shape, const char* name) {
   TensorView view(base_ + used_, dtype, rank, shape, name);
-  const int64_t bytes = RoundUp(view.bytes()) + kAlign;  // the gap holds the sentinel; same offsets in every mode
-  Check(bytes <= capacity_ - used_, "arena: ", name, " needs ", bytes, " bytes, ", capacity_ - used_, " of ", capacity_,
-        " are left");
+  const int64_t bytes =
+      RoundUp(view.bytes()) + kAlign;  // the gap holds the sentinel; same offsets in every mode
+  Check(bytes <= capacity_ - used_, "arena: ", name, " needs ", bytes, " bytes, ",
+        capacity_ - used_, " of ", capacity_, " are left");
   if (mode_ == Mode::kGuarded) {
     FillWithNaN(view);
     const int64_t end = used_ + view.bytes();
@@ -80,7 +87,8 @@ void Arena::Reset() {
 void Arena::CheckSentinels() const {
   for (const Sentinel& s : sentinels_) {
     for (int64_t i = s.offset; i < RoundUp(s.offset + 1); ++i) {
-      Check(base_[i] == static_cast<std::byte>(kSentinelByte), "arena: written past the end of ", s.name);
+      Check(base_[i] == static_cast<std::byte>(kSentinelByte), "arena: written past the end of ",
+            s.name);
     }
   }
 }

@@ -1,5 +1,6 @@
 #pragma once
-// Memory of a run: an arena is one allocation from which views are cut in order and released all at once.
+// Memory of a run: an arena is one allocation from which views are cut in order and released all at
+// once.
 
 #include <cstddef>
 #include <cstdint>
@@ -12,11 +13,12 @@ namespace weft {
 
 class Arena {
  public:
-  // kPlan hands out addresses without memory behind them and only counts. kGuarded fills what it hands out with NaN
-  // and puts sentinels between the views (debug builds and tests).
+  // kPlan hands out addresses without memory behind them and only counts. kGuarded fills what it
+  // hands out with NaN and puts sentinels between the views (debug builds and tests).
   enum class Mode { kPlan, kPlain, kGuarded };
 
-  // `capacity` bytes, 64-byte aligned; ignored for kPlan. Out of memory: Error with ExitCode::kOutOfMemory.
+  // `capacity` bytes, 64-byte aligned; ignored for kPlan. Out of memory: Error with
+  // ExitCode::kOutOfMemory.
   Arena(Mode mode, int64_t capacity);
   ~Arena();
   Arena(Arena&& other) noexcept;

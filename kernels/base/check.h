@@ -1,5 +1,6 @@
 #pragma once
-// Errors: one exception type that carries the process exit code, and checks that print names and values.
+// Errors: one exception type that carries the process exit code, and checks that print names and
+// values.
 
 #include <cstdint>
 #include <sstream>
@@ -11,10 +12,10 @@ namespace weft {
 // What the process exits with. Documented in README.md and tested in tests/cli.
 enum class ExitCode : int {
   kOk = 0,
-  kFailure = 1,       // run-time failure
-  kUsage = 2,         // command line or configuration
-  kData = 3,          // missing, empty or broken data
-  kDiverged = 4,      // loss is not finite
+  kFailure = 1,   // run-time failure
+  kUsage = 2,     // command line or configuration
+  kData = 3,      // missing, empty or broken data
+  kDiverged = 4,  // loss is not finite
   kOutOfMemory = 5,
   kRequeue = 75,      // checkpointed after SIGTERM or SIGUSR1: run me again
   kInterrupted = 130  // checkpointed after SIGINT
@@ -45,7 +46,8 @@ template <class... Parts>
 // Run-time failure unless `ok`; the parts are formatted only when the check fails.
 template <class... Parts>
 void Check(bool ok, const Parts&... parts) {
-  if (!ok) [[unlikely]] Fail(ExitCode::kFailure, parts...);
+  if (!ok) [[unlikely]]
+    Fail(ExitCode::kFailure, parts...);
 }
 
 }  // namespace weft

@@ -4,24 +4,27 @@
 //   struct XFwd {
 //     TensorView x, w;   // in
 //     TensorView y;      // out
-//     template <class Self, class V> static void Visit(Self& s, V&& v) { v.In("x", s.x); v.In("w", s.w); v.Out("y", s.y); }
-//     void Check() const;        // the one place where this op's shapes are checked
-//     double Flops() const;      // of products: 2 per multiply-add; 0 for element-wise work
+//     template <class Self, class V> static void Visit(Self& s, V&& v) { v.In("x", s.x); v.In("w",
+//     s.w); v.Out("y", s.y); } void Check() const;        // the one place where this op's shapes
+//     are checked double Flops() const;      // of products: 2 per multiply-add; 0 for element-wise
+//     work
 //   };
 //   struct XBwd {
 //     XFwd fwd; TensorView dy; Grad dx, dw;
 //     template <class Self, class V> static void Visit(Self& s, V&& v) {
-//       v.Upstream("dy", s.dy, s.fwd.y); v.Grad("dx", s.dx, s.fwd.x); v.Grad("dw", s.dw, s.fwd.w); }
+//       v.Upstream("dy", s.dy, s.fwd.y); v.Grad("dx", s.dx, s.fwd.x); v.Grad("dw", s.dw, s.fwd.w);
+//       }
 //     void Check() const; double Flops() const;
 //   };
 //   void Run(CpuStream&, const XFwd&);  void Run(CpuStream&, const XBwd&);
 //
-// Roles in Visit: In (read; differentiable if the backward has a Grad for it), Out (overwritten), Saved (an output that
-// only the backward reads), InOut (updated in place), and in the backward Upstream (gradient of an Out) and Grad (gradient of an In).
-// Optional tensors are undefined views; visitors skip them.
+// Roles in Visit: In (read; differentiable if the backward has a Grad for it), Out (overwritten),
+// Saved (an output that only the backward reads), InOut (updated in place), and in the backward
+// Upstream (gradient of an Out) and Grad (gradient of an In). Optional tensors are undefined views;
+// visitors skip them.
 //
-// FLOPs are those of matrix products, convolutions, attention and recurrences, as in the literature's counts.
-// Element-wise work, norms and sums count none: bytes are what bounds them.
+// FLOPs are those of matrix products, convolutions, attention and recurrences, as in the
+// literature's counts. Element-wise work, norms and sums count none: bytes are what bounds them.
 
 #include <concepts>
 #include <variant>
@@ -38,8 +41,12 @@ struct ByteCounter {
   void Out(const char*, const TensorView& v) { bytes += static_cast<double>(v.bytes()); }
   void Saved(const char*, const TensorView& v) { bytes += static_cast<double>(v.bytes()); }
   void InOut(const char*, const TensorView& v) { bytes += 2 * static_cast<double>(v.bytes()); }
-  void Upstream(const char*, const TensorView& v, const TensorView&) { bytes += static_cast<double>(v.bytes()); }
-  void Grad(const char*, const TensorView& v, const TensorView&) { bytes += static_cast<double>(v.bytes()); }
+  void Upstream(const char*, const TensorView& v, const TensorView&) {
+    bytes += static_cast<double>(v.bytes());
+  }
+  void Grad(const char*, const TensorView& v, const TensorView&) {
+    bytes += static_cast<double>(v.bytes());
+  }
 };
 
 template <class Op>

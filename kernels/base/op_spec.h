@@ -1,14 +1,16 @@
 #pragma once
-// What the law harness and the benchmarks know of an op: cases, and a forward reference for any scalar.
+// What the law harness and the benchmarks know of an op: cases, and a forward reference for any
+// scalar.
 //
 //   void AddOp_rms_norm(OpSuite& suite) {
-//     OpSpec<RmsNormFwd, RmsNormBwd> spec{.name = "rms_norm", .reference = OP_REFERENCE(RmsNormRef, RmsNormFwd)};
-//     spec.laws.push_back({"B2_T7_D16", [](CaseMaker& make) { RmsNormFwd f; f.x = make.In("x", {2, 7, 16}); ... }});
-//     suite.Add(std::move(spec));
+//     OpSpec<RmsNormFwd, RmsNormBwd> spec{.name = "rms_norm", .reference = OP_REFERENCE(RmsNormRef,
+//     RmsNormFwd)}; spec.laws.push_back({"B2_T7_D16", [](CaseMaker& make) { RmsNormFwd f; f.x =
+//     make.In("x", {2, 7, 16}); ... }}); suite.Add(std::move(spec));
 //   }
 //
 // The harness builds the backward by itself: Visit says which gradient belongs to which tensor.
-// A case builder states sizes and ranges only; it is called for f32, f64 and complex<double> and gets the same values.
+// A case builder states sizes and ranges only; it is called for f32, f64 and complex<double> and
+// gets the same values.
 
 #include <algorithm>
 #include <complex>
@@ -37,17 +39,19 @@ inline Fill Integers(int64_t low, int64_t high) {  // inclusive
   };
 }
 inline Fill Values(std::vector<double> values) {
-  return [values = std::move(values)](Rng&, int64_t i) { return values.at(static_cast<size_t>(i)); };
+  return
+      [values = std::move(values)](Rng&, int64_t i) { return values.at(static_cast<size_t>(i)); };
 }
 
-// Cuts the tensors of one case from a guarded arena. `pad` > 0 puts that many unused elements behind each row, so that
-// every kernel is run on strided views too.
+// Cuts the tensors of one case from a guarded arena. `pad` > 0 puts that many unused elements
+// behind each row, so that every kernel is run on strided views too.
 class CaseMaker {
  public:
   CaseMaker(Arena& arena, DType dtype, int64_t pad) : arena_(arena), dtype_(dtype), pad_(pad) {}
 
   DType dtype() const { return dtype_; }
-  TensorView In(const char* name, std::initializer_list<int64_t> shape, const Fill& fill = Normal()) {
+  TensorView In(const char* name, std::initializer_list<int64_t> shape,
+                const Fill& fill = Normal()) {
     return Filled(dtype_, name, static_cast<int>(shape.size()), shape.begin(), fill);
   }
   TensorView InLike(const char* name, const TensorView& like, const Fill& fill = Normal()) {
@@ -58,7 +62,8 @@ class CaseMaker {
   }
   TensorView Int(const char* name, std::initializer_list<int64_t> shape, const Fill& fill) {
     const int64_t pad = std::exchange(pad_, 0);  // integer tensors are dense
-    const TensorView view = Filled(DType::kI32, name, static_cast<int>(shape.size()), shape.begin(), fill);
+    const TensorView view =
+        Filled(DType::kI32, name, static_cast<int>(shape.size()), shape.begin(), fill);
     pad_ = pad;
     return view;
   }
@@ -80,7 +85,8 @@ class CaseMaker {
     const TensorView whole = arena_.Alloc(dtype, rank, padded, name);
     return pad ? whole.Slice(rank - 1, 0, shape[rank - 1]) : whole;
   }
-  TensorView Filled(DType dtype, const char* name, int rank, const int64_t* shape, const Fill& fill);
+  TensorView Filled(DType dtype, const char* name, int rank, const int64_t* shape,
+                    const Fill& fill);
 
   Arena& arena_;
   DType dtype_;
@@ -101,14 +107,20 @@ void ForEach(const TensorView& view, F&& f) {
   }
 }
 
-inline TensorView CaseMaker::Filled(DType dtype, const char* name, int rank, const int64_t* shape, const Fill& fill) {
+inline TensorView CaseMaker::Filled(DType dtype, const char* name, int rank, const int64_t* shape,
+                                    const Fill& fill) {
   const TensorView view = Cut(dtype, name, rank, shape);
   Rng rng(0, Purpose::kTest, ++tensors_);
-  const auto value = [&](int64_t i) { return static_cast<double>(static_cast<float>(fill(rng, i))); };
-  if (dtype == DType::kF32) ForEach<float>(view, [&](int64_t i, float* p) { *p = static_cast<float>(value(i)); });
+  const auto value = [&](int64_t i) {
+    return static_cast<double>(static_cast<float>(fill(rng, i)));
+  };
+  if (dtype == DType::kF32)
+    ForEach<float>(view, [&](int64_t i, float* p) { *p = static_cast<float>(value(i)); });
   if (dtype == DType::kF64) ForEach<double>(view, [&](int64_t i, double* p) { *p = value(i); });
-  if (dtype == DType::kC128) ForEach<std::complex<double>>(view, [&](int64_t i, std::complex<double>* p) { *p = value(i); });
-  if (dtype == DType::kI32) ForEach<int32_t>(view, [&](int64_t i, int32_t* p) { *p = static_cast<int32_t>(fill(rng, i)); });
+  if (dtype == DType::kC128)
+    ForEach<std::complex<double>>(view, [&](int64_t i, std::complex<double>* p) { *p = value(i); });
+  if (dtype == DType::kI32)
+    ForEach<int32_t>(view, [&](int64_t i, int32_t* p) { *p = static_cast<int32_t>(fill(rng, i)); });
   return view;
 }
 
@@ -127,8 +139,12 @@ struct OpTensorCollector {
   void Out(const char* n, const TensorView& v) { Add(OpTensor::Role::kOut, n, v, nullptr); }
   void Saved(const char* n, const TensorView& v) { Add(OpTensor::Role::kSaved, n, v, nullptr); }
   void InOut(const char* n, const TensorView& v) { Add(OpTensor::Role::kInOut, n, v, nullptr); }
-  void Upstream(const char* n, const TensorView& v, const TensorView& of) { Add(OpTensor::Role::kUpstream, n, v, of.data()); }
-  void Grad(const char* n, const TensorView& v, const TensorView& of) { Add(OpTensor::Role::kGrad, n, v, of.data()); }
+  void Upstream(const char* n, const TensorView& v, const TensorView& of) {
+    Add(OpTensor::Role::kUpstream, n, v, of.data());
+  }
+  void Grad(const char* n, const TensorView& v, const TensorView& of) {
+    Add(OpTensor::Role::kGrad, n, v, of.data());
+  }
   void Add(OpTensor::Role role, const char* n, const TensorView& v, const void* of) {
     if (v.defined()) tensors.push_back({role, n, v, of});
   }
@@ -158,9 +174,9 @@ struct AnyBwd : AnyOp {
 // Everything that one case gives, for one dtype.
 struct OpInstance {
   AnyOp fwd;
-  AnyBwd bwd;                         // fwd.tensors empty = the op has no backward
+  AnyBwd bwd;  // fwd.tensors empty = the op has no backward
   bool has_backward = false;
-  std::function<void()> reference;    // writes the Outs of the same views (f64 or complex)
+  std::function<void()> reference;  // writes the Outs of the same views (f64 or complex)
 };
 
 struct OpEntry {
@@ -170,8 +186,8 @@ struct OpEntry {
   };
   std::string name;
   std::vector<Case> laws, bench;
-  double tolerance = 4;                 // c of Tolerance(); another value needs a reason beside it
-  std::vector<std::string> free_dims;   // "w.0": a dimension that no other tensor has to agree with
+  double tolerance = 4;                // c of Tolerance(); another value needs a reason beside it
+  std::vector<std::string> free_dims;  // "w.0": a dimension that no other tensor has to agree with
 };
 
 class OpSuite {
@@ -267,7 +283,9 @@ struct OpSpec {
       auto fwd = std::make_shared<Fwd>(make(maker));
       OpInstance instance;
       instance.fwd = op_spec_internal::Erase<AnyOp>(fwd);
-      instance.reference = [fwd, f64, complex, dtype = maker.dtype()] { (dtype == DType::kC128 ? complex : f64)(*fwd); };
+      instance.reference = [fwd, f64, complex, dtype = maker.dtype()] {
+        (dtype == DType::kC128 ? complex : f64)(*fwd);
+      };
       if constexpr (!std::is_same_v<Bwd, NoBackward>) {
         auto bwd = std::make_shared<Bwd>();
         bwd->fwd = *fwd;

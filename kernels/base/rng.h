@@ -1,7 +1,7 @@
 #pragma once
-// Counter-based random numbers: every stream is a pure function of (seed, purpose, index), so the order in which
-// streams are drawn, and on which thread, cannot change a value.
-// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: Philox4x32-10.
+// Counter-based random numbers: every stream is a pure function of (seed, purpose, index), so the
+// order in which streams are drawn, and on which thread, cannot change a value. Source: Salmon et
+// al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: Philox4x32-10.
 
 #include <array>
 #include <cmath>
@@ -10,7 +10,14 @@
 namespace weft {
 
 // Keeps streams of one seed apart that are used for different things.
-enum class Purpose : uint32_t { kInit = 1, kTrainData = 2, kEvalData = 3, kShuffle = 4, kSplit = 5, kTest = 6 };
+enum class Purpose : uint32_t {
+  kInit = 1,
+  kTrainData = 2,
+  kEvalData = 3,
+  kShuffle = 4,
+  kSplit = 5,
+  kTest = 6
+};
 
 class Rng {
  public:

@@ -37,10 +37,10 @@ struct CpuStream::Pool {
   // One job at a time. Threads spin briefly for the next job, since ops follow each other within
   // microseconds, and then sleep. A thread that comes too late for a job is not waited for: it may
   // read the job's fields only if it still finds it open after it has counted itself in.
-  alignas(64) std::atomic<uint32_t> job{0};     // its number; changes when a new one is posted
+  alignas(64) std::atomic<uint32_t> job{0};  // its number; changes when a new one is posted
   alignas(64) std::atomic<bool> open{false};
-  alignas(64) std::atomic<int32_t> inside{0};   // helpers that may be reading the fields below
-  alignas(64) std::atomic<int64_t> next{0};     // next item to take
+  alignas(64) std::atomic<int32_t> inside{0};  // helpers that may be reading the fields below
+  alignas(64) std::atomic<int64_t> next{0};    // next item to take
   std::atomic<bool> stop{false};
   int64_t n = 0;
   Item item = nullptr;
@@ -74,7 +74,8 @@ int UsableCores() {
 
 }  // namespace
 
-CpuStream::CpuStream(int threads) : workers_(static_cast<size_t>(threads > 0 ? threads : UsableCores())) {
+CpuStream::CpuStream(int threads)
+    : workers_(static_cast<size_t>(threads > 0 ? threads : UsableCores())) {
   if (workers_.size() == 1) return;
   pool_ = std::make_unique<Pool>();
   for (size_t t = 1; t < workers_.size(); ++t) {

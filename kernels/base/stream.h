@@ -1,7 +1,9 @@
 #pragma once
-// Where ops run. A stream is passed explicitly; nothing is global, so several runs can share a process.
+// Where ops run. A stream is passed explicitly; nothing is global, so several runs can share a
+// process.
 //   CpuStream   a pool of threads; bits do not depend on how many
-//   PlanStream  runs nothing: checks shapes and counts FLOPs and bytes, so that cost and memory are known beforehand
+//   PlanStream  runs nothing: checks shapes and counts FLOPs and bytes, so that cost and memory are
+//   known beforehand
 
 #include <atomic>
 #include <cstddef>
@@ -46,15 +48,18 @@ class CpuStream {
 
   int threads() const { return static_cast<int>(workers_.size()); }
 
-  // Calls body(i, worker) once for every i in [0, n), on any thread, and returns when all are done. An item must not
-  // depend on which thread runs it or on the other items. An exception in a body is rethrown here.
+  // Calls body(i, worker) once for every i in [0, n), on any thread, and returns when all are done.
+  // An item must not depend on which thread runs it or on the other items. An exception in a body
+  // is rethrown here.
   template <class Body>
   void ParallelFor(int64_t n, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
-    RunItems(n, [](void* f, int64_t i, Worker& worker) { (*static_cast<Plain*>(f))(i, worker); },
-             const_cast<void*>(static_cast<const void*>(&body)));
+    RunItems(
+        n, [](void* f, int64_t i, Worker& worker) { (*static_cast<Plain*>(f))(i, worker); },
+        const_cast<void*>(static_cast<const void*>(&body)));
   }
-  // Splits [0, n) into ranges of about `grain` and calls body(begin, end, worker). The ranges depend on n and grain only.
+  // Splits [0, n) into ranges of about `grain` and calls body(begin, end, worker). The ranges
+  // depend on n and grain only.
   template <class Body>
   void ParallelRanges(int64_t n, int64_t grain, Body&& body) {
     const int64_t items = (n + grain - 1) / grain;

@@ -7,7 +7,8 @@ const char* NameOf(DType dtype) {
   return kNames[static_cast<int>(dtype)];
 }
 
-TensorView::TensorView(void* data, DType dtype, std::initializer_list<int64_t> shape, const char* name)
+TensorView::TensorView(void* data, DType dtype, std::initializer_list<int64_t> shape,
+                       const char* name)
     : TensorView(data, dtype, static_cast<int>(shape.size()), shape.begin(), name) {}
 
 TensorView::TensorView(void* data, DType dtype, int rank, const int64_t* shape, const char* name)
@@ -38,8 +39,8 @@ bool TensorView::contiguous() const {
 
 TensorView TensorView::Slice(int dim, int64_t begin, int64_t length) const {
   const size_t d = Index(dim);
-  Check(begin >= 0 && length >= 0 && begin + length <= shape_[d], name_, ": slice [", begin, ", ", begin + length,
-        ") of dimension ", d, " of ", ToString());
+  Check(begin >= 0 && length >= 0 && begin + length <= shape_[d], name_, ": slice [", begin, ", ",
+        begin + length, ") of dimension ", d, " of ", ToString());
   TensorView view = *this;
   view.data_ = static_cast<char*>(data_) + begin * stride_[d] * SizeOf(dtype_);
   view.shape_[d] = length;
@@ -48,8 +49,8 @@ TensorView TensorView::Slice(int dim, int64_t begin, int64_t length) const {
 
 TensorView TensorView::Split(int dim, int64_t n, int64_t m) const {
   const size_t d = Index(dim);
-  Check(shape_[d] == n * m && rank_ < kMaxRank, name_, ": split of dimension ", d, " of ", ToString(), " into ", n,
-        " x ", m);
+  Check(shape_[d] == n * m && rank_ < kMaxRank, name_, ": split of dimension ", d, " of ",
+        ToString(), " into ", n, " x ", m);
   TensorView view = *this;
   for (size_t i = static_cast<size_t>(rank_); i > d + 1; --i) {
     view.shape_[i] = shape_[i - 1];
@@ -67,7 +68,8 @@ TensorView TensorView::Merge(int dim) const {
   const size_t d = Index(dim);
   Check(static_cast<int>(d) + 1 < rank_ &&
             (shape_[d] == 1 || shape_[d + 1] == 1 || stride_[d] == shape_[d + 1] * stride_[d + 1]),
-        name_, ": dimensions ", d, " and ", d + 1, " of ", ToString(), " are not dense to each other");
+        name_, ": dimensions ", d, " and ", d + 1, " of ", ToString(),
+        " are not dense to each other");
   TensorView view = *this;
   view.shape_[d] = shape_[d] * shape_[d + 1];
   view.stride_[d] = shape_[d + 1] == 1 ? stride_[d] : stride_[d + 1];
@@ -81,7 +83,8 @@ TensorView TensorView::Merge(int dim) const {
 
 TensorView TensorView::Reshape(std::initializer_list<int64_t> shape) const {
   TensorView view(data_, dtype_, shape, name_);
-  Check(contiguous() && view.size() == size(), name_, ": reshape of ", ToString(), " to ", view.ToString());
+  Check(contiguous() && view.size() == size(), name_, ": reshape of ", ToString(), " to ",
+        view.ToString());
   return view;
 }
 
@@ -104,27 +107,31 @@ std::string TensorView::ToString() const {
   return text + "]";
 }
 
-void CheckShape(const char* op, const char* tensor, const TensorView& view, std::initializer_list<int64_t> shape) {
+void CheckShape(const char* op, const char* tensor, const TensorView& view,
+                std::initializer_list<int64_t> shape) {
   bool same = view.rank() == static_cast<int>(shape.size());
   for (int i = 0; same && i < view.rank(); ++i) same = view.dim(i) == shape.begin()[i];
   if (same) return;
   const TensorView expected(nullptr, view.dtype(), shape);
-  Fail(ExitCode::kFailure, op, ": ", tensor, " is ", view.ToString(), ", expected ", expected.ToString());
+  Fail(ExitCode::kFailure, op, ": ", tensor, " is ", view.ToString(), ", expected ",
+       expected.ToString());
 }
 
-void CheckSameShape(const char* op, const char* tensor, const TensorView& view, const TensorView& like) {
+void CheckSameShape(const char* op, const char* tensor, const TensorView& view,
+                    const TensorView& like) {
   bool same = view.rank() == like.rank();
   for (int i = 0; same && i < view.rank(); ++i) same = view.dim(i) == like.dim(i);
   Check(same, op, ": ", tensor, " is ", view.ToString(), ", expected ", like.ToString());
 }
 
 void CheckDType(const char* op, const char* tensor, const TensorView& view, DType dtype) {
-  Check(view.dtype() == dtype, op, ": ", tensor, " is ", view.ToString(), ", expected ", NameOf(dtype));
+  Check(view.dtype() == dtype, op, ": ", tensor, " is ", view.ToString(), ", expected ",
+        NameOf(dtype));
 }
 
 void CheckDense(const char* op, const char* tensor, const TensorView& view) {
-  Check(view.dim(-1) == 1 || view.stride(-1) == 1, op, ": the last dimension of ", tensor, " has stride ",
-        view.stride(-1), ", expected 1");
+  Check(view.dim(-1) == 1 || view.stride(-1) == 1, op, ": the last dimension of ", tensor,
+        " has stride ", view.stride(-1), ", expected 1");
 }
 
 }  // namespace weft

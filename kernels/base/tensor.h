@@ -1,5 +1,6 @@
 #pragma once
-// Strided views of memory that somebody else owns: TensorView (type-erased, named) and Nd<T, N> (typed, indexable).
+// Strided views of memory that somebody else owns: TensorView (type-erased, named) and Nd<T, N>
+// (typed, indexable).
 
 #include <array>
 #include <complex>
@@ -31,7 +32,8 @@ inline constexpr DType kDTypeOf<int32_t> = DType::kI32;
 
 inline constexpr int kMaxRank = 4;
 
-// Typed view. x(b, t, h) is x.data[b * stride[0] + t * stride[1] + h * stride[2]]; strides count elements.
+// Typed view. x(b, t, h) is x.data[b * stride[0] + t * stride[1] + h * stride[2]]; strides count
+// elements.
 template <class T, int N>
 struct Nd {
   T* data = nullptr;
@@ -69,7 +71,8 @@ class TensorView {
 
   // [.., begin:begin+length, ..] along `dim`.
   TensorView Slice(int dim, int64_t begin, int64_t length) const;
-  // Splits dimension `dim` (size n*m) into (n, m); or merges dims dim and dim+1, which must be dense to each other.
+  // Splits dimension `dim` (size n*m) into (n, m); or merges dims dim and dim+1, which must be
+  // dense to each other.
   TensorView Split(int dim, int64_t n, int64_t m) const;
   TensorView Merge(int dim) const;
   // Same elements, new shape; needs contiguity.
@@ -77,13 +80,15 @@ class TensorView {
   // All leading dimensions merged: [rows, last]. Needs them to be dense to each other.
   TensorView Rows() const;
   TensorView Named(const char* name) const;
-  void set_shape(int i, int64_t n) { shape_[Index(i)] = n; }  // the laws use this to build wrong shapes
+  void set_shape(int i, int64_t n) {
+    shape_[Index(i)] = n;
+  }  // the laws use this to build wrong shapes
 
   template <class T, int N>
   Nd<T, N> As() const {
     if (!defined()) return {};
-    Check(rank_ == N && dtype_ == kDTypeOf<std::remove_const_t<T>>, name_, ": viewed as rank ", N, " ",
-          NameOf(kDTypeOf<std::remove_const_t<T>>), " but is ", ToString());
+    Check(rank_ == N && dtype_ == kDTypeOf<std::remove_const_t<T>>, name_, ": viewed as rank ", N,
+          " ", NameOf(kDTypeOf<std::remove_const_t<T>>), " but is ", ToString());
     Nd<T, N> view;
     view.data = static_cast<T*>(data_);
     for (int i = 0; i < N; ++i) view.shape[i] = shape_[i], view.stride[i] = stride_[i];
@@ -106,7 +111,8 @@ class TensorView {
   const char* name_ = "";
 };
 
-// A gradient that a backward writes: adds into it, or overwrites it where the tape knows that this is the first write.
+// A gradient that a backward writes: adds into it, or overwrites it where the tape knows that this
+// is the first write.
 struct Grad : TensorView {
   Grad() = default;
   Grad(const TensorView& view) : TensorView(view) {}
@@ -119,9 +125,12 @@ inline void Put(T& d, T value, bool accumulate) {
   d = accumulate ? d + value : value;
 }
 
-// The one way in which an op states a shape: fails with the op's and the tensor's name, found and expected.
-void CheckShape(const char* op, const char* tensor, const TensorView& view, std::initializer_list<int64_t> shape);
-void CheckSameShape(const char* op, const char* tensor, const TensorView& view, const TensorView& like);
+// The one way in which an op states a shape: fails with the op's and the tensor's name, found and
+// expected.
+void CheckShape(const char* op, const char* tensor, const TensorView& view,
+                std::initializer_list<int64_t> shape);
+void CheckSameShape(const char* op, const char* tensor, const TensorView& view,
+                    const TensorView& like);
 void CheckDType(const char* op, const char* tensor, const TensorView& view, DType dtype);
 // The last dimension is dense (stride 1): what every kernel asks for.
 void CheckDense(const char* op, const char* tensor, const TensorView& view);

@@ -11,9 +11,9 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/base/lanes.h"
 #include "kernels/elementary/elementary.h"
 #include "kernels/gated_delta/gated_delta.h"
-#include "kernels/base/lanes.h"
 
 namespace weft {
 namespace {

@@ -1,8 +1,8 @@
 #include "kernels/matmul/gemm.h"
 
 #include <cblas.h>
-#include <oneapi/dnnl/dnnl.h>
 #include <omp.h>
+#include <oneapi/dnnl/dnnl.h>
 
 #include <algorithm>
 #include <limits>
@@ -18,10 +18,10 @@ void UseOneThread() {
   [[maybe_unused]] thread_local const bool onednn = (omp_set_num_threads(1), true);
 }
 
-// Float by oneDNN, which packs less than OpenBLAS for the tall and flat products of a training step;
-// double, which it lacks, by OpenBLAS.
-void Run(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
-         const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+// Float by oneDNN, which packs less than OpenBLAS for the tall and flat products of a training
+// step; double, which it lacks, by OpenBLAS.
+void Run(bool ta, bool tb, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
+         int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
   const dnnl_status_t status =
       dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   Check(status == dnnl_success, "gemm: ", m, " x ", n, " x ", k, ", leading dimensions ", lda, ", ",

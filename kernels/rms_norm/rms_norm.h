@@ -1,13 +1,15 @@
 #pragma once
-// RMSNorm with a learned scale and an optional fused residual (Zhang & Sennrich 2019, eq. 4; arXiv:1910.07467).
+// RMSNorm with a learned scale and an optional fused residual (Zhang & Sennrich 2019, eq. 4;
+// arXiv:1910.07467).
 //
 //   rstd = (mean_d(h^2) + eps)^(-1/2)
 //   kNone    h = x,              y = h rstd w
 //   kBefore  h = residual + x,   y = h rstd w          sum = h is an output too (pre-norm blocks)
-//   kAfter   h = x,              y = residual + h rstd w                          (post-norm blocks)
+//   kAfter   h = x,              y = residual + h rstd w                          (post-norm
+//   blocks)
 //
-// Statistics are taken over the last dimension D; rows are all other dimensions. Rows of x, residual and y may be
-// strided; sum is what a later residual reads.
+// Statistics are taken over the last dimension D; rows are all other dimensions. Rows of x,
+// residual and y may be strided; sum is what a later residual reads.
 
 #include "kernels/base/op.h"
 

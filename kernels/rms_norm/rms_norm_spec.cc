@@ -29,8 +29,10 @@ void AddOp_rms_norm(OpSuite& suite) {
   law("plain_T65_D3", Residual::kNone, 1, 65, 3);
   law("before_B2_T3_D33", Residual::kBefore, 2, 3, 33);
   law("after_B2_T3_D33", Residual::kAfter, 2, 3, 33);
-  spec.bench.push_back({"before_N4096_D128", [](CaseMaker& m) { return Make(m, Residual::kBefore, 16, 256, 128); }});
-  spec.bench.push_back({"before_N8192_D256", [](CaseMaker& m) { return Make(m, Residual::kBefore, 8, 1024, 256); }});
+  spec.bench.push_back(
+      {"before_N4096_D128", [](CaseMaker& m) { return Make(m, Residual::kBefore, 16, 256, 128); }});
+  spec.bench.push_back(
+      {"before_N8192_D256", [](CaseMaker& m) { return Make(m, Residual::kBefore, 8, 1024, 256); }});
   suite.Add(std::move(spec));
 }
 

@@ -2,8 +2,8 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/elementary/elementary.h"
 #include "kernels/base/lanes.h"
+#include "kernels/elementary/elementary.h"
 #include "kernels/short_conv/short_conv.h"
 
 namespace weft {

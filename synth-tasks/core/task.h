@@ -1,6 +1,6 @@
 #pragma once
-// A synthetic task: samples from (seed, split, index) alone, an oracle, a stated chance level, difficulty knobs.
-// A task does not know the model that learns it.
+// A synthetic task: samples from (seed, split, index) alone, an oracle, a stated chance level,
+// difficulty knobs. A task does not know the model that learns it.
 
 #include <cstdint>
 #include <memory>
@@ -16,14 +16,18 @@ inline constexpr int32_t kIgnoreLabel = -100;  // a position that carries no los
 
 enum class Split { kTrain, kEval };
 
-// One sample. `labels[i]` is the token that the model has to predict after having read tokens[0..i], or kIgnoreLabel;
-// the last label is always kIgnoreLabel, since nothing follows it.
+// One sample. `labels[i]` is the token that the model has to predict after having read
+// tokens[0..i], or kIgnoreLabel; the last label is always kIgnoreLabel, since nothing follows it.
 struct Sample {
   std::vector<int32_t> tokens;
   std::vector<int32_t> labels;
-  int32_t answer = 0;           // the token after the last "=="
-  int32_t answer_position = 0;  // labels[answer_position] is the answer: the strictly evaluated position
-  void Clear() { tokens.clear(); labels.clear(); }
+  int32_t answer = 0;  // the token after the last "=="
+  int32_t answer_position =
+      0;  // labels[answer_position] is the answer: the strictly evaluated position
+  void Clear() {
+    tokens.clear();
+    labels.clear();
+  }
 };
 
 // The atoms of a task's language. The text of a sample is the concatenation of its tokens' texts.
@@ -38,23 +42,26 @@ class Vocabulary {
   std::vector<std::string> texts_;
 };
 
-// How hard the next training samples are: a list of difficulties with the step at which each begins, and for
-// accuracy-driven curricula the accuracy that promotes early.
+// How hard the next training samples are: a list of difficulties with the step at which each
+// begins, and for accuracy-driven curricula the accuracy that promotes early.
 struct CurriculumStage {
   int64_t difficulty = 0;
-  int64_t steps = 0;            // at most this many steps are spent here; 0 = until the end
-  double promote_accuracy = 0;  // > 0: move on as soon as the accuracy at this difficulty reaches it
+  int64_t steps = 0;  // at most this many steps are spent here; 0 = until the end
+  double promote_accuracy =
+      0;  // > 0: move on as soon as the accuracy at this difficulty reaches it
 };
 
 class Task {
  public:
   virtual ~Task() = default;
   virtual const Vocabulary& vocabulary() const = 0;
-  // Clears and fills `sample`. Pure function of (config, seed, split, index, difficulty); the streams of the two
-  // splits never coincide. `strict` leaves out intermediate supervision, as in evaluation.
+  // Clears and fills `sample`. Pure function of (config, seed, split, index, difficulty); the
+  // streams of the two splits never coincide. `strict` leaves out intermediate supervision, as in
+  // evaluation.
   virtual void Generate(uint64_t seed, Split split, uint64_t index, int64_t difficulty, bool strict,
                         Sample& sample) const = 0;
-  // The answer computed from the sample's text alone, by other means than the generator's. Scores 100 %.
+  // The answer computed from the sample's text alone, by other means than the generator's. Scores
+  // 100 %.
   virtual std::string Oracle(const std::string& text_before_answer) const = 0;
   // Accuracy of the best answer that ignores the sample.
   virtual double Chance(int64_t difficulty) const = 0;

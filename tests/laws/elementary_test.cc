@@ -88,7 +88,8 @@ TEST(Elementary, SiluAndItsDerivative) {
     EXPECT_NEAR(Silu(x), x * s, 1e-15 * std::abs(x * s));
     EXPECT_NEAR(SiluGrad(x), s * (1 + x * (1 - s)), 1e-14);
     EXPECT_NEAR(Silu(static_cast<float>(x)), x * s, 1e-6 * std::abs(x * s));
-    EXPECT_NEAR(SiluGrad(static_cast<float>(x)), s * (1 + x * (1 - s)), 1.5e-6);  // x (1 - s) loses x eps
+    EXPECT_NEAR(SiluGrad(static_cast<float>(x)), s * (1 + x * (1 - s)),
+                1.5e-6);  // x (1 - s) loses x eps
   }
 }
 

@@ -1,6 +1,7 @@
 // links: weft_arch
-// The laws of every mixer, at its default settings and at others: causality, batch independence, document boundaries,
-// prefix consistency, step by step as in parallel, stated cost as counted, and gradients of the whole.
+// The laws of every mixer, at its default settings and at others: causality, batch independence,
+// document boundaries, prefix consistency, step by step as in parallel, stated cost as counted, and
+// gradients of the whole.
 
 #include <gtest/gtest.h>
 
@@ -73,10 +74,12 @@ class Fixture {
   Documents Starts(const std::vector<int32_t>& starts, int64_t B) {
     const int64_t T = static_cast<int64_t>(starts.size());
     const TensorView view = arena_.Alloc(DType::kI32, {B, T}, "doc_start");
-    for (int64_t b = 0; b < B; ++b) std::copy(starts.begin(), starts.end(), view.Data<int32_t>() + b * T);
+    for (int64_t b = 0; b < B; ++b)
+      std::copy(starts.begin(), starts.end(), view.Data<int32_t>() + b * T);
     return {view};
   }
-  std::vector<double> Run(const Var& x, const Documents& documents = {}, MixerState* state = nullptr) {
+  std::vector<double> Run(const Var& x, const Documents& documents = {},
+                          MixerState* state = nullptr) {
     const Var y = mixer_->Forward(context_, tape_, x, documents, state);
     return {y.x.Data<double>(), y.x.Data<double>() + y.x.size()};
   }
@@ -110,7 +113,9 @@ TEST_P(MixerLaw, LaterTokensChangeNoBitOfEarlierOnes) {
     }
     const auto after = f.Run(changed);
     for (int64_t b = 0; b < kB; ++b) {
-      EXPECT_EQ(0, std::memcmp(&before[b * kT * kD], &after[b * kT * kD], static_cast<size_t>(t * kD) * 8)) << "t = " << t;
+      EXPECT_EQ(0, std::memcmp(&before[b * kT * kD], &after[b * kT * kD],
+                               static_cast<size_t>(t * kD) * 8))
+          << "t = " << t;
     }
   }
 }
@@ -128,7 +133,8 @@ TEST_P(MixerLaw, DocumentsDoNotSeeEachOther) {
   const std::vector<int64_t> lengths = {1, 5, 1, 40, 20};  // packed into one row
   Fixture f(GetParam(), false);
   std::vector<int32_t> starts;
-  for (const int64_t n : lengths) starts.insert(starts.end(), static_cast<size_t>(n), static_cast<int32_t>(starts.size()));
+  for (const int64_t n : lengths)
+    starts.insert(starts.end(), static_cast<size_t>(n), static_cast<int32_t>(starts.size()));
   const Documents documents = f.Starts(starts, kB);
   const Var x = f.Input(kB, kT);
   const auto packed = f.Run(x, documents);
@@ -137,12 +143,15 @@ TEST_P(MixerLaw, DocumentsDoNotSeeEachOther) {
     const Var alone = f.tape_.NewVar(f.context_, "alone", {1, n, kD});
     std::copy_n(x.x.Data<double>() + begin * kD, n * kD, alone.x.Data<double>());
     const auto y = f.Run(alone);
-    for (int64_t i = 0; i < n * kD; ++i) ASSERT_NEAR(packed[static_cast<size_t>(begin * kD + i)], y[static_cast<size_t>(i)], 1e-12) << "document at " << begin;
+    for (int64_t i = 0; i < n * kD; ++i)
+      ASSERT_NEAR(packed[static_cast<size_t>(begin * kD + i)], y[static_cast<size_t>(i)], 1e-12)
+          << "document at " << begin;
     // And not by a bit: the documents before it do not matter.
     const Var changed = f.Input(kB, kT);
     for (int64_t i = 0; i < begin * kD; ++i) changed.x.Data<double>()[i] += 3;
     const auto after = f.Run(changed, documents);
-    EXPECT_EQ(0, std::memcmp(&packed[begin * kD], &after[begin * kD], static_cast<size_t>(n * kD) * 8));
+    EXPECT_EQ(
+        0, std::memcmp(&packed[begin * kD], &after[begin * kD], static_cast<size_t>(n * kD) * 8));
     begin += n;
   }
 }
@@ -154,7 +163,9 @@ TEST_P(MixerLaw, APrefixGivesTheSameBits) {
     const auto prefix = f.Run(f.Input(kB, t));
     for (int64_t b = 0; b < kB; ++b) {
       for (int64_t i = 0; i < t * kD; ++i) {
-        ASSERT_NEAR(whole[static_cast<size_t>(b * kT * kD + i)], prefix[static_cast<size_t>(b * t * kD + i)], 1e-13) << "T = " << t;
+        ASSERT_NEAR(whole[static_cast<size_t>(b * kT * kD + i)],
+                    prefix[static_cast<size_t>(b * t * kD + i)], 1e-13)
+            << "T = " << t;
       }
     }
   }
@@ -164,18 +175,22 @@ TEST_P(MixerLaw, StepByStepIsTheParallelForm) {
   Fixture f(GetParam(), false);
   const Var x = f.Input(kB, kT);
   const auto parallel = f.Run(x);
-  for (const std::vector<int64_t>& steps : {std::vector<int64_t>(kT, 1), std::vector<int64_t>{40, 1, 1, 25}}) {
+  for (const std::vector<int64_t>& steps :
+       {std::vector<int64_t>(kT, 1), std::vector<int64_t>{40, 1, 1, 25}}) {
     MixerState state = f.mixer_->NewState(f.context_, kB, kT);
     int64_t begin = 0;
     for (const int64_t n : steps) {
       const Var part = f.tape_.NewVar(f.context_, "part", {kB, n, kD});
       for (int64_t b = 0; b < kB; ++b) {
-        std::copy_n(x.x.Data<double>() + (b * kT + begin) * kD, n * kD, part.x.Data<double>() + b * n * kD);
+        std::copy_n(x.x.Data<double>() + (b * kT + begin) * kD, n * kD,
+                    part.x.Data<double>() + b * n * kD);
       }
       const auto y = f.Run(part, {}, &state);
       for (int64_t b = 0; b < kB; ++b) {
         for (int64_t i = 0; i < n * kD; ++i) {
-          ASSERT_NEAR(y[static_cast<size_t>(b * n * kD + i)], parallel[static_cast<size_t>((b * kT + begin) * kD + i)], 1e-12) << "token " << begin;
+          ASSERT_NEAR(y[static_cast<size_t>(b * n * kD + i)],
+                      parallel[static_cast<size_t>((b * kT + begin) * kD + i)], 1e-12)
+              << "token " << begin;
         }
       }
       begin += n;
@@ -193,21 +208,25 @@ TEST_P(MixerLaw, StatedCostIsCountedCost) {
     const Var x = tape.NewVar(c, "x", {1, T, kD});
     f.mixer_->Forward(c, tape, x, {}, nullptr);
     const MixerCost cost = f.mixer_->Cost(T);
-    EXPECT_NEAR(std::get<PlanStream>(stream).flops, cost.flops_per_token * static_cast<double>(T), 1e-6 * cost.flops_per_token) << "T = " << T;
+    EXPECT_NEAR(std::get<PlanStream>(stream).flops, cost.flops_per_token * static_cast<double>(T),
+                1e-6 * cost.flops_per_token)
+        << "T = " << T;
     int64_t bytes = 0;
     for (const TensorView& tensor : f.mixer_->NewState(c, 1, T).tensors) bytes += 4 * tensor.size();
     EXPECT_EQ(bytes, cost.state_bytes) << "T = " << T;
   }
 }
 
-// d <y, dy> / d(direction) by the tape, against a central difference over all inputs and parameters at once.
+// d <y, dy> / d(direction) by the tape, against a central difference over all inputs and parameters
+// at once.
 TEST_P(MixerLaw, GradientsAreDerivatives) {
   const std::vector<int32_t> starts = {0, 0, 0, 3, 3, 5, 5, 5, 5};
   const int64_t T = static_cast<int64_t>(starts.size());
   const auto direction = [](int64_t i) { return std::cos(static_cast<double>(i) + 0.3); };
   const auto loss = [&](double step, double* slope) {
     Fixture f(GetParam(), slope != nullptr);
-    for (int64_t i = 0; i < f.params_.values().size(); ++i) f.params_.values().Data<double>()[i] += step * direction(i);
+    for (int64_t i = 0; i < f.params_.values().size(); ++i)
+      f.params_.values().Data<double>()[i] += step * direction(i);
     const Var x = f.Input(kB, T);
     for (int64_t i = 0; i < x.x.size(); ++i) x.x.Data<double>()[i] += step * direction(3 * i);
     const Var y = f.mixer_->Forward(f.context_, f.tape_, x, f.Starts(starts, kB), nullptr);
@@ -240,8 +259,9 @@ TEST_P(MixerLaw, GradientsAreDerivatives) {
   EXPECT_NEAR(slope, difference, 1e-8 * (1 + std::abs(difference)));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, MixerLaw, testing::ValuesIn(Cases()),
-                         [](const auto& info) { return info.param.mixer + "_" + info.param.label; });
+INSTANTIATE_TEST_SUITE_P(All, MixerLaw, testing::ValuesIn(Cases()), [](const auto& info) {
+  return info.param.mixer + "_" + info.param.label;
+});
 
 // The blocks: pre- and post-norm mixed, tied head, all gradients of the model at once.
 TEST(ModelLaw, GradientsAreDerivatives) {
@@ -253,7 +273,8 @@ TEST(ModelLaw, GradientsAreDerivatives) {
     MixerConfigs mixers(config.pattern);
     ConfigVisitor v;
     mixers.Visit(v);
-    Settings settings = {ParseOverride("mixer.attention-post.norm=post", "test"), ParseOverride("mixer.attention.heads=2", "test"),
+    Settings settings = {ParseOverride("mixer.attention-post.norm=post", "test"),
+                         ParseOverride("mixer.attention.heads=2", "test"),
                          ParseOverride("mixer.gated_delta.heads=2", "test")};
     Apply(mixers.Inherit(settings), v.fields());
     const auto direction = [](int64_t i) { return std::cos(static_cast<double>(i) + 0.3); };
@@ -267,7 +288,8 @@ TEST(ModelLaw, GradientsAreDerivatives) {
       for (Param& p : model.params().params()) {
         for (int64_t i = 0; i < p.size(); ++i) p.var.x.Data<double>()[i] += step * direction(i);
       }
-      const TensorView tokens = arena.Alloc(DType::kI32, {2, 5}, "tokens"), labels = arena.Alloc(DType::kI32, {2, 5}, "labels");
+      const TensorView tokens = arena.Alloc(DType::kI32, {2, 5}, "tokens"),
+                       labels = arena.Alloc(DType::kI32, {2, 5}, "labels");
       for (int i = 0; i < 10; ++i) {
         tokens.Data<int32_t>()[i] = 3 * i % 11;
         labels.Data<int32_t>()[i] = i % 4 == 2 ? -100 : 5 * i % 11;
@@ -280,7 +302,8 @@ TEST(ModelLaw, GradientsAreDerivatives) {
         tape.Backward(stream);
         *slope = 0;
         for (const Param& p : model.params().params()) {
-          for (int64_t i = 0; i < p.size(); ++i) *slope += p.var.dx.Data<double>()[i] * direction(i);
+          for (int64_t i = 0; i < p.size(); ++i)
+            *slope += p.var.dx.Data<double>()[i] * direction(i);
         }
       }
       return *loss.total.x.Data<double>();

@@ -17,7 +17,8 @@ constexpr double kStep = 1e-50;  // complex step: no cancellation, so any tiny n
 
 // The one tolerance: c eps sqrt(reduction length), on |a - b| / |b|.
 double Tolerance(double c, DType dtype, int64_t reduction) {
-  const double eps = dtype == DType::kF32 ? std::numeric_limits<float>::epsilon() : std::numeric_limits<double>::epsilon();
+  const double eps = dtype == DType::kF32 ? std::numeric_limits<float>::epsilon()
+                                          : std::numeric_limits<double>::epsilon();
   return c * eps * std::sqrt(static_cast<double>(reduction));
 }
 
@@ -26,13 +27,16 @@ std::vector<double> Read(const TensorView& view) {
   const auto put = [&](int64_t i, double v) { out[static_cast<size_t>(i)] = v; };
   if (view.dtype() == DType::kF32) ForEach<float>(view, [&](int64_t i, float* p) { put(i, *p); });
   if (view.dtype() == DType::kF64) ForEach<double>(view, [&](int64_t i, double* p) { put(i, *p); });
-  if (view.dtype() == DType::kI32) ForEach<int32_t>(view, [&](int64_t i, int32_t* p) { put(i, *p); });
+  if (view.dtype() == DType::kI32)
+    ForEach<int32_t>(view, [&](int64_t i, int32_t* p) { put(i, *p); });
   return out;
 }
 
 void Write(const TensorView& view, const std::function<double(int64_t)>& value) {
-  if (view.dtype() == DType::kF32) ForEach<float>(view, [&](int64_t i, float* p) { *p = static_cast<float>(value(i)); });
-  if (view.dtype() == DType::kF64) ForEach<double>(view, [&](int64_t i, double* p) { *p = value(i); });
+  if (view.dtype() == DType::kF32)
+    ForEach<float>(view, [&](int64_t i, float* p) { *p = static_cast<float>(value(i)); });
+  if (view.dtype() == DType::kF64)
+    ForEach<double>(view, [&](int64_t i, double* p) { *p = value(i); });
 }
 
 double RelativeError(const std::vector<double>& a, const std::vector<double>& b) {
@@ -61,7 +65,8 @@ int64_t LongestDim(const std::vector<OpTensor>& tensors) {
 using Role = OpTensor::Role;
 
 struct Bench {
-  Bench(const OpEntry::Case& c, DType dtype, int64_t pad) : arena(Arena::Mode::kGuarded, kArenaBytes) {
+  Bench(const OpEntry::Case& c, DType dtype, int64_t pad)
+      : arena(Arena::Mode::kGuarded, kArenaBytes) {
     CaseMaker maker(arena, dtype, pad);
     op = c.make(maker);
   }
@@ -83,8 +88,8 @@ struct Bench {
   OpInstance op;
 };
 
-// Gradients of <outputs, upstream> with respect to every differentiable input, by complex step of the reference.
-// The value is NaN where the element was skipped (large tensors are sampled).
+// Gradients of <outputs, upstream> with respect to every differentiable input, by complex step of
+// the reference. The value is NaN where the element was skipped (large tensors are sampled).
 std::vector<std::vector<double>> ComplexStep(const OpEntry::Case& c) {
   Bench bench(c, DType::kC128, 0);
   using Complex = std::complex<double>;
@@ -100,7 +105,8 @@ std::vector<std::vector<double>> ComplexStep(const OpEntry::Case& c) {
       continue;
     }
     const int64_t n = input->view.size(), every = std::max<int64_t>(1, n / 300);
-    std::vector<double> derivative(static_cast<size_t>(n), std::numeric_limits<double>::quiet_NaN());
+    std::vector<double> derivative(static_cast<size_t>(n),
+                                   std::numeric_limits<double>::quiet_NaN());
     std::vector<Complex*> elements;
     ForEach<Complex>(input->view, [&](int64_t, Complex* p) { elements.push_back(p); });
     for (int64_t i = 0; i < n; i += every) {
@@ -115,7 +121,9 @@ std::vector<std::vector<double>> ComplexStep(const OpEntry::Case& c) {
           if (out.view.data() != up.of) continue;
           std::vector<double> dy;
           ForEach<Complex>(up.view, [&](int64_t, Complex* p) { dy.push_back(p->real()); });
-          ForEach<Complex>(out.view, [&](int64_t k, Complex* p) { sum += p->imag() * dy[static_cast<size_t>(k)]; });
+          ForEach<Complex>(out.view, [&](int64_t k, Complex* p) {
+            sum += p->imag() * dy[static_cast<size_t>(k)];
+          });
         }
       }
       derivative[static_cast<size_t>(i)] = sum / kStep;
@@ -142,7 +150,8 @@ void CheckForward(const OpEntry& entry, const OpEntry::Case& c, DType dtype) {
     for (const OpTensor& t : a.op.fwd.tensors) {
       if (t.role != Role::kOut && t.role != Role::kInOut) continue;
       EXPECT_LE(RelativeError(got[k], expected[k]), tolerance) << t.name << ", row padding " << pad;
-      for (double v : got[k]) ASSERT_TRUE(std::isfinite(v)) << t.name << " was not written everywhere";
+      for (double v : got[k])
+        ASSERT_TRUE(std::isfinite(v)) << t.name << " was not written everywhere";
       ++k;
     }
     EXPECT_EQ(0, std::memcmp(a.arena.base(), b.arena.base(), static_cast<size_t>(a.arena.used())))
@@ -155,8 +164,9 @@ void CheckBackward(const OpEntry& entry, const OpEntry::Case& c, DType dtype) {
   for (const int64_t pad : {0, 3}) {
     Stream two(std::in_place_type<CpuStream>, 2), one(std::in_place_type<CpuStream>, 1);
     Bench a(c, dtype, pad), b(c, dtype, pad), adds(c, dtype, pad);
-    const double tolerance =
-        dtype == DType::kF64 ? 1e-13 : Tolerance(entry.tolerance, dtype, LongestDim(a.op.bwd.tensors));
+    const double tolerance = dtype == DType::kF64
+                                 ? 1e-13
+                                 : Tolerance(entry.tolerance, dtype, LongestDim(a.op.bwd.tensors));
     for (auto [bench, stream] : {std::pair{&a, &two}, std::pair{&b, &one}}) {
       bench->op.fwd.launch(*stream);
       bench->op.bwd.set_accumulate(false);
@@ -238,8 +248,8 @@ const bool kRegistered = [] {
   AddAllOps(*suite);
   for (const OpEntry& entry : suite->entries()) {
     for (const OpEntry::Case& c : entry.laws) {
-      testing::RegisterTest(entry.name.c_str(), c.label.c_str(), nullptr, nullptr, __FILE__, __LINE__,
-                            [&entry, &c]() -> OpLaw* { return new OpLaw(&entry, &c); });
+      testing::RegisterTest(entry.name.c_str(), c.label.c_str(), nullptr, nullptr, __FILE__,
+                            __LINE__, [&entry, &c]() -> OpLaw* { return new OpLaw(&entry, &c); });
     }
   }
   return true;

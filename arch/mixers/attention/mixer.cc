@@ -1,9 +1,11 @@
-// Softmax attention: multi-head or grouped-query, optional sliding window, QK-norm and rotary embedding.
-// Olmo 3 and Olmo Hybrid (arXiv:2604.03444, section 2): qk_norm = "full", norm = "post", rope_theta = 5e5.
+// Softmax attention: multi-head or grouped-query, optional sliding window, QK-norm and rotary
+// embedding. Olmo 3 and Olmo Hybrid (arXiv:2604.03444, section 2): qk_norm = "full", norm = "post",
+// rope_theta = 5e5.
+
+#include "arch/core/mixer.h"
 
 #include <algorithm>
 
-#include "arch/core/mixer.h"
 #include "arch/ops/linear.h"
 #include "kernels/attention/attention.h"
 #include "kernels/qk_norm_rope/qk_norm_rope.h"
@@ -20,10 +22,13 @@ struct AttentionConfig : MixerConfig {
     v.Key("heads", heads, "query heads", Range{1, 1024});
     v.Key("kv_heads", kv_heads, "key and value heads; 0 = heads", Range{0, 1024});
     v.Key("head_dim", head_dim, "channels per head; 0 = d_model / heads", Range{0, 1024});
-    v.Key("window", window, "tokens that a query sees, itself included; 0 = all", Range{0, 1 << 30});
-    v.Key("qk_norm", qk_norm, "RMSNorm of queries and keys, per head or over all heads", {"none", "head", "full"});
+    v.Key("window", window, "tokens that a query sees, itself included; 0 = all",
+          Range{0, 1 << 30});
+    v.Key("qk_norm", qk_norm, "RMSNorm of queries and keys, per head or over all heads",
+          {"none", "head", "full"});
     v.Key("qk_norm_eps", qk_norm_eps, "epsilon of the QK-norm", Range{0, 1});
-    v.Key("rope_theta", rope_theta, "base of the rotary embedding; 0 = no positions", Range{0, 1e12});
+    v.Key("rope_theta", rope_theta, "base of the rotary embedding; 0 = no positions",
+          Range{0, 1e12});
   }
   std::unique_ptr<Mixer> Make(ParamRegistry& params, const std::string& path, int64_t d_model,
                               double init_std) const override;
@@ -31,18 +36,24 @@ struct AttentionConfig : MixerConfig {
 
 class Attention : public Mixer {
  public:
-  Attention(const AttentionConfig& config, ParamRegistry& params, const std::string& path, int64_t D, double std)
-      : config_(config), D_(D), H_(config.heads), G_(config.kv_heads ? config.kv_heads : config.heads) {
+  Attention(const AttentionConfig& config, ParamRegistry& params, const std::string& path,
+            int64_t D, double std)
+      : config_(config),
+        D_(D),
+        H_(config.heads),
+        G_(config.kv_heads ? config.kv_heads : config.heads) {
     if (config.head_dim == 0 && D % H_ != 0) {
       Fail(ExitCode::kUsage, path, "heads: d_model = ", D, " is not divisible by heads = ", H_,
            "; change one of them or set head_dim");
     }
     if (H_ % G_ != 0) {
-      Fail(ExitCode::kUsage, path, "kv_heads: heads = ", H_, " is not a multiple of kv_heads = ", G_);
+      Fail(ExitCode::kUsage, path, "kv_heads: heads = ", H_,
+           " is not a multiple of kv_heads = ", G_);
     }
     K_ = config.head_dim ? config.head_dim : D / H_;
     if (config.rope_theta > 0 && K_ % 2 != 0) {
-      Fail(ExitCode::kUsage, path, "head_dim: ", K_, " is odd, but the rotary embedding turns pairs of channels; ",
+      Fail(ExitCode::kUsage, path, "head_dim: ", K_,
+           " is odd, but the rotary embedding turns pairs of channels; ",
            "choose an even head_dim or rope_theta = 0");
     }
     qkv_ = params.Add(path + "qkv", {(H_ + 2 * G_) * K_, D}, TruncatedNormal(std), true);
@@ -54,7 +65,8 @@ class Attention : public Mixer {
     out_ = params.Add(path + "out", {D, H_ * K_}, TruncatedNormal(std), true);
   }
 
-  Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents, MixerState* state) override {
+  Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents,
+              MixerState* state) override {
     const int64_t B = x.x.dim(0), T = x.x.dim(1);
     const int64_t position = state ? state->position : 0;
     const Var qkv = Linear(c, tape, x, qkv_->var, "attention.qkv");
@@ -110,7 +122,8 @@ class Attention : public Mixer {
       const bool full = config_.qk_norm == "full";
       fwd.w = w->var.x;
       fwd.norm = full ? QkNorm::kFull : QkNorm::kHead;
-      fwd.rstd = full ? c.arena.Alloc(c.dtype, {B, T}, name) : c.arena.Alloc(c.dtype, {B, T, H}, name);
+      fwd.rstd =
+          full ? c.arena.Alloc(c.dtype, {B, T}, name) : c.arena.Alloc(c.dtype, {B, T, H}, name);
     }
     fwd.eps = config_.qk_norm_eps;
     fwd.theta = config_.rope_theta;
@@ -119,10 +132,13 @@ class Attention : public Mixer {
     return y;
   }
 
-  // The cached rows followed by the new ones; the cache keeps as many of the last rows as it can hold.
-  TensorView Extend(Context& c, const TensorView& fresh, const TensorView& cache, const MixerState& state) const {
+  // The cached rows followed by the new ones; the cache keeps as many of the last rows as it can
+  // hold.
+  TensorView Extend(Context& c, const TensorView& fresh, const TensorView& cache,
+                    const MixerState& state) const {
     const int64_t B = fresh.dim(0), T = fresh.dim(1), rows = cache.dim(1);
-    const int64_t cached = std::min(state.position, rows), total = cached + T, kept = std::min(total, rows);
+    const int64_t cached = std::min(state.position, rows), total = cached + T,
+                  kept = std::min(total, rows);
     const TensorView all = c.arena.Alloc(c.dtype, {B, total, G_, K_}, "attention.cache");
     if (cached > 0) Copy(c, cache.Slice(1, 0, cached), all.Slice(1, 0, cached));
     Copy(c, fresh, all.Slice(1, cached, T));
@@ -141,15 +157,16 @@ class Attention : public Mixer {
   Param *qkv_, *out_, *q_norm_ = nullptr, *k_norm_ = nullptr;
 };
 
-std::unique_ptr<Mixer> AttentionConfig::Make(ParamRegistry& params, const std::string& path, int64_t d_model,
-                                             double init_std) const {
+std::unique_ptr<Mixer> AttentionConfig::Make(ParamRegistry& params, const std::string& path,
+                                             int64_t d_model, double init_std) const {
   return std::make_unique<Attention>(*this, params, path, d_model, init_std);
 }
 
 }  // namespace
 
 MixerSpec Spec_attention() {
-  return {"attention", "softmax attention: multi-head or grouped-query, window, QK-norm, rotary embedding",
+  return {"attention",
+          "softmax attention: multi-head or grouped-query, window, QK-norm, rotary embedding",
           [] { return std::unique_ptr<MixerConfig>(std::make_unique<AttentionConfig>()); }};
 }
 

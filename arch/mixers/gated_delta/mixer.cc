@@ -1,14 +1,17 @@
-// Gated DeltaNet (Yang et al. 2025, arXiv:2412.06464) as used by Olmo Hybrid (arXiv:2604.03444, Definition 1), per head:
+// Gated DeltaNet (Yang et al. 2025, arXiv:2412.06464) as used by Olmo Hybrid (arXiv:2604.03444,
+// Definition 1), per head:
 //   q, k = l2norm(silu(conv(W x))),  v = silu(conv(W x)),  beta = c sigmoid(W_b x),
 //   log a = -exp(A_log) softplus(W_a x + dt_bias),
-//   S_t = a_t S_{t-1} + k_t u_t^T,  u_t = beta_t (v_t - a_t S_{t-1}^T k_t),  o_t = K^{-1/2} S_t^T q_t,
-//   y = W_out (rmsnorm(o) * silu(W_g x)).
-// c = 2 lets I - beta k k^T have the eigenvalue -1, which swapping two values needs (Grazzi et al. 2025, arXiv:2411.12537).
+//   S_t = a_t S_{t-1} + k_t u_t^T,  u_t = beta_t (v_t - a_t S_{t-1}^T k_t),  o_t = K^{-1/2} S_t^T
+//   q_t, y = W_out (rmsnorm(o) * silu(W_g x)).
+// c = 2 lets I - beta k k^T have the eigenvalue -1, which swapping two values needs (Grazzi et al.
+// 2025, arXiv:2411.12537).
+
+#include "arch/core/mixer.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "arch/core/mixer.h"
 #include "arch/ops/linear.h"
 #include "kernels/decay_gate/decay_gate.h"
 #include "kernels/gated_delta/gated_delta.h"
@@ -27,19 +30,22 @@ struct GatedDeltaConfig : MixerConfig {
 
   void VisitOwn(ConfigVisitor& v) override {
     v.Key("heads", heads, "heads", Range{1, 1024});
-    v.Key("key_dim", key_dim, "key channels per head; 0 = 0.75 d_model / heads, rounded down", Range{0, 1024});
+    v.Key("key_dim", key_dim, "key channels per head; 0 = 0.75 d_model / heads, rounded down",
+          Range{0, 1024});
     v.Key("value_dim", value_dim, "value channels per head; 0 = 2 key_dim", Range{0, 2048});
     v.Key("conv_width", conv_width, "taps of the short convolution", Range{1, 8});
     v.Key("gate", gate, "output gate");
     v.Key("negative_eigenvalues", negative_eigenvalues, "beta in (0, 2) instead of (0, 1)");
-    v.Key("init", init, "weights: normal (model.init_std) or fan_in (uniform +-1/sqrt(fan-in))", {"normal", "fan_in"});
+    v.Key("init", init, "weights: normal (model.init_std) or fan_in (uniform +-1/sqrt(fan-in))",
+          {"normal", "fan_in"});
     v.Key("norm_eps", norm_eps, "epsilon of the output norm", Range{0, 1});
   }
   std::unique_ptr<Mixer> Make(ParamRegistry& params, const std::string& path, int64_t d_model,
                               double init_std) const override;
 };
 
-// exp(A_log) uniform in (0, 16); softplus(dt_bias) log-uniform in [1e-3, 1e-1], at least 1e-4 (Mamba-2's defaults).
+// exp(A_log) uniform in (0, 16); softplus(dt_bias) log-uniform in [1e-3, 1e-1], at least 1e-4
+// (Mamba-2's defaults).
 double DrawALog(Rng& rng) { return std::log(std::max(16 * rng.Uniform(), 1e-6)); }
 double DrawDtBias(Rng& rng) {
   const double dt = std::max(std::exp(rng.Uniform(std::log(1e-3), std::log(1e-1))), 1e-4);
@@ -48,11 +54,14 @@ double DrawDtBias(Rng& rng) {
 
 class GatedDelta : public Mixer {
  public:
-  GatedDelta(const GatedDeltaConfig& config, ParamRegistry& params, const std::string& path, int64_t D, double std)
+  GatedDelta(const GatedDeltaConfig& config, ParamRegistry& params, const std::string& path,
+             int64_t D, double std)
       : config_(config), D_(D), H_(config.heads), W_(config.conv_width) {
     K_ = config.key_dim ? config.key_dim : 3 * D / (4 * H_);
     V_ = config.value_dim ? config.value_dim : 2 * K_;
-    if (K_ < 1) Fail(ExitCode::kUsage, path, "key_dim: d_model = ", D, " is too small for heads = ", H_, "; set key_dim");
+    if (K_ < 1)
+      Fail(ExitCode::kUsage, path, "key_dim: d_model = ", D, " is too small for heads = ", H_,
+           "; set key_dim");
     const bool normal = config.init == "normal";
     const auto weights = [&](int64_t fan_in) {
       const double bound = 1 / std::sqrt(static_cast<double>(fan_in));
@@ -66,7 +75,8 @@ class GatedDelta : public Mixer {
     out_ = params.Add(path + "out", {D, H_ * V_}, weights(H_ * V_), true);
   }
 
-  Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents, MixerState* state) override {
+  Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents,
+              MixerState* state) override {
     const int64_t B = x.x.dim(0), T = x.x.dim(1), k = H_ * K_, v = H_ * V_;
     const Var in = Linear(c, tape, x, in_->var, "gated_delta.in");  // [q | k | v | gate | a | b]
     const Var qkv = ShortConv(c, tape, tape.Slice(in, 2, 0, ConvChannels()), documents, state);
@@ -74,7 +84,8 @@ class GatedDelta : public Mixer {
     const Var key = SplitLast(tape.Slice(qkv, 2, k, k), H_, K_);
     const Var value = SplitLast(tape.Slice(qkv, 2, 2 * k, v), H_, V_);
     const int64_t gates = InWidth() - 2 * H_;
-    const auto [log_a, beta] = Gates(c, tape, tape.Slice(in, 2, gates, H_), tape.Slice(in, 2, gates + H_, H_));
+    const auto [log_a, beta] =
+        Gates(c, tape, tape.Slice(in, 2, gates, H_), tape.Slice(in, 2, gates + H_, H_));
 
     const Var o = tape.NewVar(c, "gated_delta.o", {B, T, H_, V_});
     GatedDeltaFwd fwd;
@@ -99,12 +110,15 @@ class GatedDelta : public Mixer {
 
   MixerState NewState(Context& c, int64_t B, int64_t capacity) const override {
     MixerState state{{c.arena.Alloc(c.dtype, {B, H_, K_, V_}, "gated_delta.state")}, 0, capacity};
-    if (W_ > 1) state.tensors.push_back(c.arena.Alloc(c.dtype, {B, W_ - 1, ConvChannels()}, "gated_delta.history"));
+    if (W_ > 1)
+      state.tensors.push_back(
+          c.arena.Alloc(c.dtype, {B, W_ - 1, ConvChannels()}, "gated_delta.history"));
     return state;
   }
 
   MixerCost Cost(int64_t) const override {
-    const double macs = static_cast<double>(D_ * InWidth() + ConvChannels() * W_ + 3 * H_ * K_ * V_ + H_ * V_ * D_);
+    const double macs =
+        static_cast<double>(D_ * InWidth() + ConvChannels() * W_ + 3 * H_ * K_ * V_ + H_ * V_ * D_);
     return {2 * macs, 4 * (H_ * K_ * V_ + (W_ - 1) * ConvChannels())};
   }
 
@@ -112,7 +126,8 @@ class GatedDelta : public Mixer {
   int64_t ConvChannels() const { return H_ * (2 * K_ + V_); }
   int64_t InWidth() const { return ConvChannels() + (config_.gate ? H_ * V_ : 0) + 2 * H_; }
 
-  Var ShortConv(Context& c, Tape& tape, const Var& x, const Documents& documents, MixerState* state) {
+  Var ShortConv(Context& c, Tape& tape, const Var& x, const Documents& documents,
+                MixerState* state) {
     const int64_t B = x.x.dim(0), T = x.x.dim(1);
     const Var y = tape.NewVar(c, "gated_delta.qkv", {B, T, ConvChannels()});
     ShortConvFwd fwd;
@@ -139,7 +154,8 @@ class GatedDelta : public Mixer {
     fwd.beta_scale = config_.negative_eigenvalues ? 2 : 1;
     DecayGateBwd bwd{fwd};
     bwd.dlog_a = log_a.dx, bwd.dbeta = beta.dx;
-    bwd.da = GradOf(a), bwd.db = GradOf(b), bwd.da_log = GradOf(a_log_->var), bwd.ddt_bias = GradOf(dt_bias_->var);
+    bwd.da = GradOf(a), bwd.db = GradOf(b), bwd.da_log = GradOf(a_log_->var),
+    bwd.ddt_bias = GradOf(dt_bias_->var);
     tape.Run(c, fwd, bwd);
     return {log_a, beta};
   }
@@ -168,15 +184,16 @@ class GatedDelta : public Mixer {
   Param *in_, *conv_, *a_log_, *dt_bias_, *norm_, *out_;
 };
 
-std::unique_ptr<Mixer> GatedDeltaConfig::Make(ParamRegistry& params, const std::string& path, int64_t d_model,
-                                              double init_std) const {
+std::unique_ptr<Mixer> GatedDeltaConfig::Make(ParamRegistry& params, const std::string& path,
+                                              int64_t d_model, double init_std) const {
   return std::make_unique<GatedDelta>(*this, params, path, d_model, init_std);
 }
 
 }  // namespace
 
 MixerSpec Spec_gated_delta() {
-  return {"gated_delta", "Gated DeltaNet: linear recurrence with a matrix state, delta rule and scalar decay",
+  return {"gated_delta",
+          "Gated DeltaNet: linear recurrence with a matrix state, delta rule and scalar decay",
           [] { return std::unique_ptr<MixerConfig>(std::make_unique<GatedDeltaConfig>()); }};
 }
 

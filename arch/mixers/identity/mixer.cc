@@ -8,7 +8,9 @@ namespace {
 class Identity : public Mixer {
  public:
   Var Forward(Context&, Tape&, const Var& x, const Documents&, MixerState*) override { return x; }
-  MixerState NewState(Context&, int64_t, int64_t capacity) const override { return {{}, 0, capacity}; }
+  MixerState NewState(Context&, int64_t, int64_t capacity) const override {
+    return {{}, 0, capacity};
+  }
   MixerCost Cost(int64_t) const override { return {0, 0}; }
 };
 
