@@ -43,16 +43,16 @@ class Attention : public Mixer {
         H_(config.heads),
         G_(config.kv_heads ? config.kv_heads : config.heads) {
     if (config.head_dim == 0 && D % H_ != 0) {
-      Fail(ExitCode::kUsage, path, "heads: d_model = ", D, " is not divisible by heads = ", H_,
-           "; change one of them or set head_dim");
+      Fail(ExitCode::kUsage, "mixer.attention.heads: d_model = ", D,
+           " is not divisible by heads = ", H_, "; change one of them or set head_dim");
     }
     if (H_ % G_ != 0) {
-      Fail(ExitCode::kUsage, path, "kv_heads: heads = ", H_,
+      Fail(ExitCode::kUsage, "mixer.attention.kv_heads: heads = ", H_,
            " is not a multiple of kv_heads = ", G_);
     }
     K_ = config.head_dim ? config.head_dim : D / H_;
     if (config.rope_theta > 0 && K_ % 2 != 0) {
-      Fail(ExitCode::kUsage, path, "head_dim: ", K_,
+      Fail(ExitCode::kUsage, "mixer.attention.head_dim: ", K_,
            " is odd, but the rotary embedding turns pairs of channels; ",
            "choose an even head_dim or rope_theta = 0");
     }

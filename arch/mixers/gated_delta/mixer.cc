@@ -60,8 +60,8 @@ class GatedDelta : public Mixer {
     K_ = config.key_dim ? config.key_dim : 3 * D / (4 * H_);
     V_ = config.value_dim ? config.value_dim : 2 * K_;
     if (K_ < 1)
-      Fail(ExitCode::kUsage, path, "key_dim: d_model = ", D, " is too small for heads = ", H_,
-           "; set key_dim");
+      Fail(ExitCode::kUsage, "mixer.gated_delta.key_dim: d_model = ", D,
+           " is too small for heads = ", H_, "; set key_dim");
     const bool normal = config.init == "normal";
     const auto weights = [&](int64_t fan_in) {
       const double bound = 1 / std::sqrt(static_cast<double>(fan_in));
