@@ -25,15 +25,18 @@ double MeasureGemm() {
     Gemm<float>(false, true, n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n);
   };
   once();
-  const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < 10; ++i) once();
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return 10 * 2.0 * n * n * n / seconds;
+  double fastest = 1e9;  // of several, so that other processes disturb little
+  for (int trial = 0; trial < 10; ++trial) {
+    const auto start = std::chrono::steady_clock::now();
+    once();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    fastest = std::min(fastest, seconds.count());
+  }
+  return 2.0 * n * n * n / fastest;
 }
 
-// A step reaches about a third of the matrix product's rate at the sizes that a CPU trains.
-constexpr double kEfficiency = 1.0 / 3;
+// A step reaches a third (width 64) to two thirds (width 256) of the matrix product's rate.
+constexpr double kEfficiency = 0.4;
 
 int DryRun(Experiment& e, const std::string& out, bool json, int threads) {
   const RunPlan plan = PlanRun(e);
