@@ -906,16 +906,21 @@ TEST(Checkpoints, MissingExtraAndOtherShapeAreNamed) {
   Trainer trainer;
   const Checkpoint saved = trainer.Save(scratch.path(), 7);
   const std::string file = saved.path + "/model.safetensors: tensor ";
+  const std::string advice =
+      "; the checkpoint is of another model, restore the settings that made it";
   const auto load = [&](std::vector<TensorTarget> model) {
     return DataError([&] { LoadCheckpoint(saved, model, {}); });
   };
   float* w = trainer.w.data();
-  EXPECT_EQ(load({{"w", "F32", {100, 5}, w}}), file + "w is F32 [5, 100], expected F32 [100, 5]");
-  EXPECT_EQ(load({{"w", "BF16", {5, 100}, w}}), file + "w is F32 [5, 100], expected BF16 [5, 100]");
+  EXPECT_EQ(load({{"w", "F32", {100, 5}, w}}),
+            file + "w is F32 [5, 100], expected F32 [100, 5]" + advice);
+  EXPECT_EQ(load({{"w", "BF16", {5, 100}, w}}),
+            file + "w is F32 [5, 100], expected BF16 [5, 100]" + advice);
   EXPECT_EQ(load({{"w", "F32", {5, 100}, w}, {"v", "F32", {2}, w}}),
-            file + "v is missing, expected F32 [2]");
-  EXPECT_EQ(load({}),
-            file + "w F32 [5, 100] is not part of this model, expected 0 tensors, found 1");
+            file + "v is missing, expected F32 [2]" + advice);
+  EXPECT_EQ(
+      load({}),
+      file + "w F32 [5, 100] is not part of this model, expected 0 tensors, found 1" + advice);
 }
 
 TEST(Checkpoints, BrokenOnesAreRefusedAndTheOlderIsNamed) {
