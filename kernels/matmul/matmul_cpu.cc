@@ -7,7 +7,7 @@
 namespace weft {
 namespace {
 
-// Tiles follow from the shape alone, so that bits do not depend on the number of threads. OpenBLAS
+// Tiles follow from the shape alone, so that bits do not depend on the number of threads. The BLAS
 // packs both operands anew for every tile: large tiles amortise that, and at least kItems of them
 // keep the threads busy.
 constexpr int64_t kItems = 8;

@@ -1,10 +1,11 @@
 // links: weft_op_specs
-// The matmul op against OpenBLAS alone: the same products on the same number of threads, in short
-// rounds that take turns so that both see the same machine. "ours" and "openblas" are GFLOP/s of
-// the fastest call; "ratio" is ours / openblas.
+// The matmul op against oneDNN alone: the same products on the same number of threads, in short
+// rounds that take turns so that both see the same machine. "ours" and "onednn" are GFLOP/s of
+// the fastest call; "ratio" is ours / onednn.
 
 #include <benchmark/benchmark.h>
-#include <cblas.h>
+#include <omp.h>
+#include <oneapi/dnnl/dnnl.h>
 
 #include <algorithm>
 #include <chrono>
@@ -24,8 +25,8 @@ struct Shape {
   int rows, N, K;
 };
 
-// Idle OpenBLAS threads spin for 2^26 cycles and would take the cores from us.
-constexpr auto kOpenBlasSpins = std::chrono::milliseconds(40);
+// Idle OpenMP threads spin for a while and would take the cores from us.
+constexpr auto kOpenMpSpins = std::chrono::milliseconds(40);
 
 // Seconds of the fastest of some calls in a row; the first one wakes the threads.
 double Fastest(const std::function<void()>& f) {
@@ -58,34 +59,33 @@ void Compare(benchmark::State& state, Shape shape, Products products) {
 
   CpuStream stream(threads);
   const auto ours = [&] { forward ? Run(stream, fwd) : Run(stream, bwd); };
-  const auto openblas = [&] {
-    const auto gemm = [](CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, const auto& a,
-                         int lda, const auto& b, int ldb, auto& c, int ldc) {
-      cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, 1, a.data(), lda, b.data(), ldb, 0, c.data(),
-                  ldc);
+  const auto onednn = [&] {
+    const auto gemm = [](char ta, char tb, int m, int n, int k, const auto& a, int lda,
+                         const auto& b, int ldb, auto& c, int ldc) {
+      dnnl_sgemm(ta, tb, m, n, k, 1, a.data(), lda, b.data(), ldb, 0, c.data(), ldc);
     };
     if (forward) {
-      gemm(CblasNoTrans, CblasTrans, rows, N, K, x, K, w, K, y, N);
+      gemm('N', 'T', rows, N, K, x, K, w, K, y, N);
     } else {
-      gemm(CblasNoTrans, CblasNoTrans, rows, K, N, dy, N, w, K, dx, K);
-      gemm(CblasTrans, CblasNoTrans, N, K, rows, dy, N, x, K, dw, K);
+      gemm('N', 'N', rows, K, N, dy, N, w, K, dx, K);
+      gemm('T', 'N', N, K, rows, dy, N, x, K, dw, K);
     }
   };
 
-  double best_ours = 1e9, best_openblas = 1e9;
+  double best_ours = 1e9, best_onednn = 1e9;
   for (auto _ : state) {
     const double seconds = Fastest(ours);
     state.SetIterationTime(seconds);
     best_ours = std::min(best_ours, seconds);
-    openblas_set_num_threads(threads);
-    best_openblas = std::min(best_openblas, Fastest(openblas));
-    openblas_set_num_threads(1);
-    if (threads > 1) std::this_thread::sleep_for(kOpenBlasSpins);
+    omp_set_num_threads(threads);
+    best_onednn = std::min(best_onednn, Fastest(onednn));
+    omp_set_num_threads(1);
+    if (threads > 1) std::this_thread::sleep_for(kOpenMpSpins);
   }
   const double flops = forward ? fwd.Flops() : bwd.Flops();
   state.counters["ours"] = flops / best_ours * 1e-9;
-  state.counters["openblas"] = flops / best_openblas * 1e-9;
-  state.counters["ratio"] = best_openblas / best_ours;
+  state.counters["onednn"] = flops / best_onednn * 1e-9;
+  state.counters["ratio"] = best_onednn / best_ours;
 }
 
 const bool kRegistered = [] {
