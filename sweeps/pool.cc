@@ -14,6 +14,7 @@
 #include <functional>
 #include <queue>
 
+#include "experiments/run/environment.h"
 #include "experiments/run/files.h"
 #include "kernels/base/check.h"
 #include "sweeps/children.h"
@@ -240,12 +241,6 @@ double Makespan(const std::vector<double>& running, const std::vector<double>& q
     last = std::max(last, end);
   }
   return last;
-}
-
-std::string DurationText(double seconds) {
-  const auto s = static_cast<int64_t>(std::llround(seconds));
-  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
-  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
 }
 
 int RunPool(const Sweep& sweep, Study& study, const PoolOptions& options) {

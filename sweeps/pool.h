@@ -18,9 +18,6 @@ struct PoolOptions {
 // is taken in order.
 double Makespan(const std::vector<double>& running, const std::vector<double>& queued, int jobs);
 
-// "1h02m", "3m10s", "12s"
-std::string DurationText(double seconds);
-
 // Brings every cell to its end that is not there yet: cells that were started are resumed, a cell
 // that another process writes is waited for, the longest are taken first. A cell that fails is
 // noted in the study's files and stops no other; one that exits with kRequeue is run again.

@@ -11,6 +11,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "experiments/run/environment.h"
 #include "experiments/run/files.h"
 #include "experiments/run/program.h"
 #include "sweeps/children.h"

@@ -36,9 +36,6 @@ class ParamRegistry {
 
   // Elements to allocate per copy (values, gradients, each moment), alignment gaps included.
   int64_t Elements() const;
-  int64_t BytesFor(DType dtype, bool training) const {
-    return (training ? 4 : 1) * (Elements() * SizeOf(dtype) + 256);
-  }
   // Cuts values, and for training gradients and moments, from `arena`. Decayed parameters come
   // first, so that the optimiser is one launch over flat memory. Gradients and moments start at
   // zero; nothing is written in a plan.

@@ -18,6 +18,8 @@ std::string BuildDescription();
 // "2026-01-31T12:00:00Z"
 std::string TimeNow();
 std::string HostName();
+// "1h02m", "4m16s" or "9s".
+std::string DurationText(double seconds);
 
 std::string ToJson(const Attributes& attributes);
 // `origin` names the text in errors (ExitCode::kData).

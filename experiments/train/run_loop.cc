@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "experiments/run/checkpoint.h"
+#include "experiments/run/environment.h"
 #include "experiments/run/files.h"
 
 namespace weft {
@@ -76,12 +77,6 @@ std::vector<NamedTensor> Named(const std::vector<TensorTarget>& targets) {
   std::vector<NamedTensor> named;
   for (const TensorTarget& t : targets) named.push_back({t.name, t.dtype, t.shape, t.data});
   return named;
-}
-
-std::string Duration(double seconds) {
-  const int64_t s = static_cast<int64_t>(std::llround(seconds));
-  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
-  return s >= 60 ? fmt::format("{}m{:02}s", s / 60, s % 60) : fmt::format("{}s", s);
 }
 
 }  // namespace
@@ -251,7 +246,7 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
     const std::string text =
         fmt::format("step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left",
                     trainer.progress().step, e.train.steps, difficulty, r.loss, rate,
-                    rate * flops_per_token * 1e-9, Duration(left));
+                    rate * flops_per_token * 1e-9, DurationText(left));
     // Not fmt: it throws when stderr is gone, and a run outlives its terminal.
     if (terminal) std::fprintf(stderr, "\r\033[K%s", text.c_str());
     if (line) {

@@ -7,10 +7,13 @@
 
 #include "experiments/run/files.h"
 #include "kernels/adamw/adamw.h"
+#include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/global_norm/global_norm.h"
 
 namespace weft {
 namespace {
+
+static_assert(kIgnoreLabel == kNoLoss, "tasks and the loss agree on what a masked label is");
 
 constexpr int64_t kLargestPass =
     int64_t{1} << 31;  // tokens; no machine holds more, and sizes in bytes stay below 2^63

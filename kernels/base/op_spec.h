@@ -3,9 +3,12 @@
 // scalar.
 //
 //   void AddOp_rms_norm(OpSuite& suite) {
-//     OpSpec<RmsNormFwd, RmsNormBwd> spec{.name = "rms_norm", .reference = OP_REFERENCE(RmsNormRef,
-//     RmsNormFwd)}; spec.laws.push_back({"B2_T7_D16", [](CaseMaker& make) { RmsNormFwd f; f.x =
-//     make.In("x", {2, 7, 16}); ... }}); suite.Add(std::move(spec));
+//     OpSpec<RmsNormFwd, RmsNormBwd> spec{
+//         .name = "rms_norm",
+//         .reference_f64 = RmsNormRef<double>,
+//         .reference_complex = RmsNormRef<std::complex<double>>};
+//     spec.laws.push_back({"B2_T7_D16", [](CaseMaker& make) { ... return fwd; }});
+//     suite.Add(std::move(spec));
 //   }
 //
 // The harness builds the backward by itself: Visit says which gradient belongs to which tensor.

@@ -63,7 +63,6 @@ class Fixture {
 
   Var Input(int64_t B, int64_t T) {
     const Var x = tape_.NewVar(context_, "x", {B, T, kD});
-    Rng rng(3, Purpose::kTest, 0);
     // Token by token, so that a shorter input is a prefix of a longer one.
     for (int64_t b = 0; b < B; ++b) {
       Rng row(3, Purpose::kTest, static_cast<uint64_t>(b));
