@@ -104,6 +104,7 @@ class Tape {
     void Grad(const char*, weft::Grad& v, const TensorView&) {
       if (v.defined()) v.accumulate = tape.fresh_.erase(v.data()) == 0;
     }
+    void ParamGrad(const char* n, weft::Grad& v, const TensorView& of) { Grad(n, v, of); }
   };
 
   bool recording_;

@@ -18,7 +18,15 @@ void AdamwStep::Check() const {
     CheckDense(kOp, name, *view);
   }
   if (scale.defined()) CheckShape(kOp, "scale", scale, {1});
-  weft::Check(step >= 1, kOp, ": step is ", step, ", expected at least 1");
+  CheckShape(kOp, "schedule", schedule, {3});
+  CheckDense(kOp, "schedule", schedule);
+  if (copy.defined()) {
+    CheckSameShape(kOp, "copy", copy, p);
+    CheckDType(kOp, "copy", copy, DType::kBF16);
+  }
+  for (const TensorView* x : {&g, &m, &v, &scale, &schedule}) {
+    if (x->defined()) CheckDType(kOp, x->name(), *x, p.dtype());
+  }
   weft::Check(decayed >= 0 && decayed <= p.dim(0), kOp, ": decayed is ", decayed,
               ", expected in [0, ", p.dim(0), "]");
   CheckUnit("beta1", beta1);

@@ -29,15 +29,17 @@ void Update(const Constants<T>& c, T keep, int64_t n, T* p, const T* g, T* m, T*
 
 template <class T>
 void Step(CpuStream& stream, const AdamwStep& s) {
-  const double step = static_cast<double>(s.step);
-  const double c1 = 1 - std::pow(s.beta1, step), c2 = 1 - std::pow(s.beta2, step);
+  weft::Check(!s.copy.defined(), "adamw: copy is bf16, which the CPU backend does not write");
+  if (s.scale.defined() && std::isnan(*s.scale.Data<T>())) return;
+  const T* schedule = s.schedule.Data<T>();
+  const double lr = schedule[0], c1 = schedule[1], c2 = schedule[2];
   const auto t = [](double value) { return static_cast<T>(value); };
   const Constants<T> c{s.scale.defined() ? *s.scale.Data<T>() : T{1},
                        t(s.beta1),
                        t(1 - s.beta1),
                        t(s.beta2),
                        t(1 - s.beta2),
-                       t(s.lr * std::sqrt(c2) / c1),
+                       t(lr * std::sqrt(c2) / c1),
                        t(s.eps * std::sqrt(c2))};
   T* p = s.p.Data<T>();
   const T* g = s.g.Data<T>();
@@ -45,7 +47,7 @@ void Step(CpuStream& stream, const AdamwStep& s) {
   T* v = s.v.Data<T>();
   stream.ParallelRanges(s.p.dim(0), kElementsPerItem, [&](int64_t begin, int64_t end, Worker&) {
     const int64_t middle = std::clamp(s.decayed, begin, end);
-    Update(c, t(1 - s.lr * s.weight_decay), middle - begin, p + begin, g + begin, m + begin,
+    Update(c, t(1 - lr * s.weight_decay), middle - begin, p + begin, g + begin, m + begin,
            v + begin);
     Update(c, T{1}, end - middle, p + middle, g + middle, m + middle, v + middle);
   });

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "kernels/adamw/adamw_ref.h"
 #include "kernels/base/op_spec.h"
 
@@ -5,12 +7,16 @@ namespace weft {
 namespace {
 
 AdamwStep Make(CaseMaker& make, int64_t n, int64_t decayed, int64_t step, bool scaled) {
-  AdamwStep s{.lr = 0.02, .eps = 1e-3, .step = step, .decayed = decayed};
-  s.p = make.In("p", {n});
-  s.g = make.In("g", {n});
-  s.m = make.In("m", {n}, Normal(0.5));
-  s.v = make.In("v", {n}, Uniform(0, 2));
-  if (scaled) s.scale = make.In("scale", {1}, Uniform(0.1, 0.9));
+  AdamwStep s{.eps = 1e-3, .decayed = decayed};
+  s.p = make.WideIn("p", {n});
+  s.g = make.WideIn("g", {n});
+  s.m = make.WideIn("m", {n}, Normal(0.5));
+  s.v = make.WideIn("v", {n}, Uniform(0, 2));
+  const double t = static_cast<double>(step);
+  s.schedule = make.WideIn("schedule", {3},
+                           Values({0.02, 1 - std::pow(s.beta1, t), 1 - std::pow(s.beta2, t)}));
+  if (make.bf16_values()) s.copy = make.Out("copy", {n});
+  if (scaled) s.scale = make.WideIn("scale", {1}, Uniform(0.1, 0.9));
   return s;
 }
 

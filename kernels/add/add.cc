@@ -13,6 +13,7 @@ void AddFwd::Check() const {
   CheckDense(kOp, "b", b);
   CheckSameShape(kOp, "y", y, a);
   CheckDense(kOp, "y", y);
+  for (const TensorView* x : {&b, &y}) CheckDType(kOp, x->name(), *x, a.dtype());
 }
 
 void AddBwd::Check() const {

@@ -35,5 +35,7 @@ struct AddBwd {
 
 void Run(CpuStream&, const AddFwd&);
 void Run(CpuStream&, const AddBwd&);
+void Run(CudaStream&, const AddFwd&);
+void Run(CudaStream&, const AddBwd&);
 
 }  // namespace weft

@@ -28,9 +28,10 @@ void AttentionFwd::Check() const {
   weft::Check(Hkv > 0 && H % Hkv == 0, kOp, ": ", H, " query heads, expected a multiple of the ",
               Hkv, " key-value heads");
   weft::Check(window >= 0, kOp, ": window is ", window, ", expected >= 0 (0 = all keys)");
-  for (const auto& [name, view] : {std::pair{"k", &k}, {"v", &v}, {"y", &y}, {"lse", &lse}}) {
+  for (const auto& [name, view] : {std::pair{"k", &k}, {"v", &v}, {"y", &y}}) {
     CheckDType(kOp, name, *view, q.dtype());
   }
+  CheckDType(kOp, "lse", lse, Wide(q.dtype()));
   for (const auto& [name, view] : {std::pair{"q", &q}, {"k", &k}, {"v", &v}, {"y", &y}}) {
     CheckDense(kOp, name, *view);
   }

@@ -63,5 +63,7 @@ struct AttentionBwd {
 
 void Run(CpuStream&, const AttentionFwd&);
 void Run(CpuStream&, const AttentionBwd&);
+void Run(CudaStream&, const AttentionFwd&);
+void Run(CudaStream&, const AttentionBwd&);
 
 }  // namespace weft

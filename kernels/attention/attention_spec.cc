@@ -19,7 +19,7 @@ AttentionFwd Make(CaseMaker& make, const Sizes& s, int64_t window = 0,
   if (!doc_start.empty())
     f.doc_start = make.Int("doc_start", {s.B, s.Tk}, Values(std::move(doc_start)));
   f.y = make.Out("y", {s.B, s.Tq, s.H, s.V});
-  f.lse = make.Out("lse", {s.B, s.H, s.Tq});
+  f.lse = make.WideOut("lse", {s.B, s.H, s.Tq});
   return f;
 }
 

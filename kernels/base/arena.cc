@@ -8,10 +8,14 @@
 #include <limits>
 #include <utility>
 
+#ifdef WEFT_CUDA
+#include "kernels/base/cuda_stream.h"
+#endif
+
 namespace weft {
 namespace {
 
-constexpr int64_t kAlign = 64;
+constexpr int64_t kAlign = 256;
 constexpr int kSentinelByte = 0xA5;
 
 int64_t RoundUp(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -19,6 +23,8 @@ int64_t RoundUp(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; 
 void FillWithNaN(const TensorView& view) {
   if (view.dtype() == DType::kI32) {
     std::fill_n(view.Data<int32_t>(), view.size(), std::numeric_limits<int32_t>::min());
+  } else if (view.dtype() == DType::kBF16) {
+    std::fill_n(view.Data<uint16_t>(), view.size(), uint16_t{0x7fc0});
   } else if (view.dtype() == DType::kF32) {
     std::fill_n(view.Data<float>(), view.size(), std::numeric_limits<float>::quiet_NaN());
   } else {
@@ -26,27 +32,40 @@ void FillWithNaN(const TensorView& view) {
   }
 }
 
+#ifndef WEFT_CUDA
+std::byte* AllocateOnDevice(int64_t) {
+  Fail(ExitCode::kUsage,
+       "this build has no CUDA backend; install the CUDA toolkit and build again");
+}
+void FreeOnDevice(std::byte*) {}
+#endif
+
 }  // namespace
 
-Arena::Arena(Mode mode, int64_t capacity)
-    : mode_(mode), capacity_(RoundUp(std::max<int64_t>(capacity, 1))) {
+Arena::Arena(Mode mode, int64_t capacity, Memory memory)
+    : mode_(mode), memory_(memory), capacity_(RoundUp(std::max<int64_t>(capacity, 1))) {
   if (mode_ == Mode::kPlan) {
     base_ = reinterpret_cast<std::byte*>(uintptr_t{1} << 46);  // never dereferenced
     capacity_ = std::numeric_limits<int64_t>::max();
     return;
   }
-  void* memory = mmap(nullptr, static_cast<size_t>(capacity_), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
+  if (memory_ == Memory::kDevice) {
+    base_ = AllocateOnDevice(capacity_);
+    return;
+  }
+  void* host = mmap(nullptr, static_cast<size_t>(capacity_), PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (host == MAP_FAILED) {
     Fail(ExitCode::kOutOfMemory, "out of memory: ", capacity_ / 1048576,
          " MiB asked for; reduce train.batch or train.length");
   }
-  madvise(memory, static_cast<size_t>(capacity_), MADV_HUGEPAGE);
-  base_ = static_cast<std::byte*>(memory);
+  madvise(host, static_cast<size_t>(capacity_), MADV_HUGEPAGE);
+  base_ = static_cast<std::byte*>(host);
 }
 
 Arena::Arena(Arena&& other) noexcept
     : mode_(other.mode_),
+      memory_(other.memory_),
       base_(std::exchange(other.base_, nullptr)),
       capacity_(other.capacity_),
       used_(other.used_),
@@ -54,7 +73,12 @@ Arena::Arena(Arena&& other) noexcept
       sentinels_(std::move(other.sentinels_)) {}
 
 Arena::~Arena() {
-  if (mode_ != Mode::kPlan && base_) munmap(base_, static_cast<size_t>(capacity_));
+  if (mode_ == Mode::kPlan || !base_) return;
+  if (memory_ == Memory::kDevice) {
+    FreeOnDevice(base_);
+  } else {
+    munmap(base_, static_cast<size_t>(capacity_));
+  }
 }
 
 TensorView Arena::Alloc(DType dtype, std::initializer_list<int64_t> shape, const char* name) {

@@ -11,15 +11,17 @@
 
 namespace weft {
 
+enum class Memory : uint8_t { kHost, kDevice };
+
 class Arena {
  public:
   // kPlan hands out addresses without memory behind them and only counts. kGuarded fills what it
-  // hands out with NaN and puts sentinels between the views (debug builds and tests).
+  // hands out with NaN and puts sentinels between the views (debug builds and tests; host only).
   enum class Mode { kPlan, kPlain, kGuarded };
 
-  // `capacity` bytes, 64-byte aligned; ignored for kPlan. Out of memory: Error with
-  // ExitCode::kOutOfMemory.
-  Arena(Mode mode, int64_t capacity);
+  // `capacity` bytes, ignored for kPlan. Views are 256-byte aligned. Out of memory: Error with
+  // ExitCode::kOutOfMemory. Device memory is that of the current CUDA device, zero at first.
+  Arena(Mode mode, int64_t capacity, Memory memory = Memory::kHost);
   ~Arena();
   Arena(Arena&& other) noexcept;
   Arena& operator=(Arena&&) = delete;
@@ -32,6 +34,7 @@ class Arena {
   int64_t used() const { return used_; }
   int64_t peak() const { return peak_; }
   Mode mode() const { return mode_; }
+  Memory memory() const { return memory_; }
   std::byte* base() const { return base_; }
   // kGuarded: fails with the name of the view behind which something was written.
   void CheckSentinels() const;
@@ -42,6 +45,7 @@ class Arena {
     const char* name;
   };
   Mode mode_;
+  Memory memory_;
   std::byte* base_ = nullptr;
   int64_t capacity_ = 0, used_ = 0, peak_ = 0;
   std::vector<Sentinel> sentinels_;

@@ -12,15 +12,18 @@
 //   struct XBwd {
 //     XFwd fwd; TensorView dy; Grad dx, dw;
 //     template <class Self, class V> static void Visit(Self& s, V&& v) {
-//       v.Upstream("dy", s.dy, s.fwd.y); v.Grad("dx", s.dx, s.fwd.x); v.Grad("dw", s.dw, s.fwd.w);
+//       v.Upstream("dy", s.dy, s.fwd.y); v.Grad("dx", s.dx, s.fwd.x); v.ParamGrad("dw", s.dw,
+//       s.fwd.w);
 //       }
 //     void Check() const; double Flops() const;
 //   };
-//   void Run(CpuStream&, const XFwd&);  void Run(CpuStream&, const XBwd&);
+//   void Run(CpuStream&, const XFwd&);   void Run(CpuStream&, const XBwd&);
+//   void Run(CudaStream&, const XFwd&);  void Run(CudaStream&, const XBwd&);
 //
 // Roles in Visit: In (read; differentiable if the backward has a Grad for it), Out (overwritten),
 // Saved (an output that only the backward reads), InOut (updated in place), and in the backward
-// Upstream (gradient of an Out) and Grad (gradient of an In). Optional tensors are undefined views;
+// Upstream (gradient of an Out), Grad (gradient of an In, of its type) and ParamGrad (gradient of a
+// parameter: of the wide type). Optional tensors are undefined views;
 // visitors skip them.
 //
 // FLOPs are those of matrix products, convolutions, attention and recurrences, as in the
@@ -47,6 +50,9 @@ struct ByteCounter {
   void Grad(const char*, const TensorView& v, const TensorView&) {
     bytes += static_cast<double>(v.bytes());
   }
+  void ParamGrad(const char*, const TensorView& v, const TensorView&) {
+    bytes += static_cast<double>(v.bytes());
+  }
 };
 
 template <class Op>
@@ -66,8 +72,10 @@ void Run(PlanStream& stream, const Op& op) {
 
 // A backend that is missing does not compile.
 template <class Op>
-concept RunsEverywhere = Checked<Op> && requires(const Op& op, CpuStream& cpu, PlanStream& plan) {
+concept RunsEverywhere = Checked<Op> &&
+    requires(const Op& op, CpuStream& cpu, CudaStream& cuda, PlanStream& plan) {
   Run(cpu, op);
+  Run(cuda, op);
   Run(plan, op);
 };
 

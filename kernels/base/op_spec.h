@@ -12,10 +12,11 @@
 //   }
 //
 // The harness builds the backward by itself: Visit says which gradient belongs to which tensor.
-// A case builder states sizes and ranges only; it is called for f32, f64 and complex<double> and
-// gets the same values.
+// A case builder states sizes and ranges only; it is called for f32, f64, complex<double> and bf16
+// and gets the same values. WideIn and WideOut are for tensors that stay f32 beside bf16.
 
 #include <algorithm>
+#include <bit>
 #include <complex>
 #include <functional>
 #include <memory>
@@ -46,13 +47,25 @@ inline Fill Values(std::vector<double> values) {
       [values = std::move(values)](Rng&, int64_t i) { return values.at(static_cast<size_t>(i)); };
 }
 
+// bf16 is the upper half of an f32, rounded to nearest even. Finite numbers only.
+inline uint16_t ToBF16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float FromBF16(uint16_t value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
+}
+
 // Cuts the tensors of one case from a guarded arena. `pad` > 0 puts that many unused elements
-// behind each row, so that every kernel is run on strided views too.
+// behind each row, so that every kernel is run on strided views too. With `bf16_values` all values
+// are bf16 numbers, whatever type holds them: the truth of a bf16 run.
 class CaseMaker {
  public:
-  CaseMaker(Arena& arena, DType dtype, int64_t pad) : arena_(arena), dtype_(dtype), pad_(pad) {}
+  CaseMaker(Arena& arena, DType dtype, int64_t pad, bool bf16_values = false)
+      : arena_(arena), dtype_(dtype), pad_(pad), bf16_values_(bf16_values) {}
 
   DType dtype() const { return dtype_; }
+  bool bf16_values() const { return bf16_values_; }
   TensorView In(const char* name, std::initializer_list<int64_t> shape,
                 const Fill& fill = Normal()) {
     return Filled(dtype_, name, static_cast<int>(shape.size()), shape.begin(), fill);
@@ -61,7 +74,14 @@ class CaseMaker {
     const TensorView shape = like;
     int64_t dims[kMaxRank];
     for (int i = 0; i < shape.rank(); ++i) dims[i] = shape.dim(i);
-    return Filled(dtype_, name, shape.rank(), dims, fill);
+    return Filled(like.dtype(), name, shape.rank(), dims, fill);
+  }
+  TensorView WideIn(const char* name, std::initializer_list<int64_t> shape,
+                    const Fill& fill = Normal()) {
+    return Filled(Wide(dtype_), name, static_cast<int>(shape.size()), shape.begin(), fill);
+  }
+  TensorView WideOut(const char* name, std::initializer_list<int64_t> shape) {
+    return Cut(Wide(dtype_), name, static_cast<int>(shape.size()), shape.begin());
   }
   TensorView Int(const char* name, std::initializer_list<int64_t> shape, const Fill& fill) {
     const int64_t pad = std::exchange(pad_, 0);  // integer tensors are dense
@@ -73,10 +93,10 @@ class CaseMaker {
   TensorView Out(const char* name, std::initializer_list<int64_t> shape) {
     return Cut(dtype_, name, static_cast<int>(shape.size()), shape.begin());
   }
-  TensorView OutLike(const char* name, const TensorView& like) {
+  TensorView OutLike(const char* name, const TensorView& like, bool wide = false) {
     int64_t dims[kMaxRank];
     for (int i = 0; i < like.rank(); ++i) dims[i] = like.dim(i);
-    return Cut(dtype_, name, like.rank(), dims);
+    return Cut(wide ? Wide(like.dtype()) : like.dtype(), name, like.rank(), dims);
   }
 
  private:
@@ -94,6 +114,7 @@ class CaseMaker {
   Arena& arena_;
   DType dtype_;
   int64_t pad_;
+  bool bf16_values_;
   uint64_t tensors_ = 0;  // so that the k-th tensor of a case has the same values for every dtype
 };
 
@@ -115,8 +136,12 @@ inline TensorView CaseMaker::Filled(DType dtype, const char* name, int rank, con
   const TensorView view = Cut(dtype, name, rank, shape);
   Rng rng(0, Purpose::kTest, ++tensors_);
   const auto value = [&](int64_t i) {
-    return static_cast<double>(static_cast<float>(fill(rng, i)));
+    const float v = static_cast<float>(fill(rng, i));
+    return static_cast<double>(bf16_values_ ? FromBF16(ToBF16(v)) : v);
   };
+  if (dtype == DType::kBF16)
+    ForEach<uint16_t>(view,
+                      [&](int64_t i, uint16_t* p) { *p = ToBF16(static_cast<float>(value(i))); });
   if (dtype == DType::kF32)
     ForEach<float>(view, [&](int64_t i, float* p) { *p = static_cast<float>(value(i)); });
   if (dtype == DType::kF64) ForEach<double>(view, [&](int64_t i, double* p) { *p = value(i); });
@@ -148,6 +173,7 @@ struct OpTensorCollector {
   void Grad(const char* n, const TensorView& v, const TensorView& of) {
     Add(OpTensor::Role::kGrad, n, v, of.data());
   }
+  void ParamGrad(const char* n, const TensorView& v, const TensorView& of) { Grad(n, v, of); }
   void Add(OpTensor::Role role, const char* n, const TensorView& v, const void* of) {
     if (v.defined()) tensors.push_back({role, n, v, of});
   }
@@ -163,7 +189,8 @@ std::vector<OpTensor> TensorsOf(const Op& op) {
 // An op instance whose type is forgotten.
 struct AnyOp {
   std::function<void()> check;
-  std::function<void(Stream&)> launch;
+  // Runs with every tensor `shift` bytes from where the case maker put it: in a copy on a GPU.
+  std::function<void(Stream&, ptrdiff_t shift)> launch;
   std::function<double()> flops;
   std::vector<OpTensor> tensors;
   // Check() on a copy in which dimension `dim` of the tensor number `tensor` is one larger.
@@ -188,7 +215,7 @@ struct OpEntry {
     std::function<OpInstance(CaseMaker&)> make;
   };
   std::string name;
-  std::vector<Case> laws, bench;
+  std::vector<Case> laws, bf16_laws, bench;
   double tolerance = 4;                // c of Tolerance(); another value needs a reason beside it
   std::vector<std::string> free_dims;  // "w.0": a dimension that no other tensor has to agree with
 };
@@ -221,6 +248,21 @@ struct WidenOne {
   void InOut(const char*, TensorView& v) { Touch(v); }
   void Upstream(const char*, TensorView& v, const TensorView&) { Touch(v); }
   void Grad(const char*, TensorView& v, const TensorView&) { Touch(v); }
+  void ParamGrad(const char*, TensorView& v, const TensorView&) { Touch(v); }
+};
+
+struct Shift {
+  ptrdiff_t bytes;
+  void Touch(TensorView& v) {
+    if (v.defined()) v.set_data(v.Data<std::byte>() + bytes);
+  }
+  void In(const char*, TensorView& v) { Touch(v); }
+  void Out(const char*, TensorView& v) { Touch(v); }
+  void Saved(const char*, TensorView& v) { Touch(v); }
+  void InOut(const char*, TensorView& v) { Touch(v); }
+  void Upstream(const char*, TensorView& v, const TensorView&) { Touch(v); }
+  void Grad(const char*, TensorView& v, const TensorView&) { Touch(v); }
+  void ParamGrad(const char*, TensorView& v, const TensorView&) { Touch(v); }
 };
 
 struct BuildBackward {
@@ -231,19 +273,28 @@ struct BuildBackward {
   void Grad(const char* n, weft::Grad& v, const TensorView& of) {
     if (of.defined()) v = make.OutLike(n, of);
   }
+  void ParamGrad(const char* n, weft::Grad& v, const TensorView& of) {
+    if (of.defined()) v = make.OutLike(n, of, /*wide=*/true);
+  }
 };
 
 struct SetAccumulate {
   bool accumulate;
   void Upstream(const char*, TensorView&, const TensorView&) {}
   void Grad(const char*, weft::Grad& v, const TensorView&) { v.accumulate = accumulate; }
+  void ParamGrad(const char*, weft::Grad& v, const TensorView&) { v.accumulate = accumulate; }
 };
 
 template <class Any, class Op>
 Any Erase(std::shared_ptr<Op> op) {
   Any any;
   any.check = [op] { op->Check(); };
-  any.launch = [op](Stream& stream) { Launch(stream, *op); };
+  any.launch = [op](Stream& stream, ptrdiff_t shift) {
+    Op copy = *op;
+    if constexpr (requires { copy.fwd; }) copy.fwd.Visit(copy.fwd, Shift{shift});
+    Op::Visit(copy, Shift{shift});
+    Launch(stream, copy);
+  };
   any.flops = [op] { return op->Flops(); };
   any.tensors = TensorsOf(*op);
   any.check_with_larger_dim = [op](size_t tensor, int dim) {
@@ -269,13 +320,15 @@ struct OpSpec {
   std::function<void(const Fwd&)> reference_f64;
   std::function<void(const Fwd&)> reference_complex;  // left out when there is no backward
   std::vector<Case> laws = {};
+  std::vector<Case> bf16_laws = {};  // of sizes that bf16 kernels take; left out: those of laws
   std::vector<Case> bench = {};
   double tolerance = 4;
   std::vector<std::string> free_dims = {};
 
   OpEntry Entry() && {
-    OpEntry entry{name, {}, {}, tolerance, free_dims};
+    OpEntry entry{name, {}, {}, {}, tolerance, free_dims};
     for (auto& c : laws) entry.laws.push_back({c.label, Maker(c.make)});
+    for (auto& c : bf16_laws) entry.bf16_laws.push_back({c.label, Maker(c.make)});
     for (auto& c : bench) entry.bench.push_back({c.label, Maker(c.make)});
     return entry;
   }

@@ -2,8 +2,9 @@
 // Where ops run. A stream is passed explicitly; nothing is global, so several runs can share a
 // process.
 //   CpuStream   a pool of threads; bits do not depend on how many
-//   PlanStream  runs nothing: checks shapes and counts FLOPs and bytes, so that cost and memory are
-//   known beforehand
+//   CudaStream  one CUDA stream with its handles and scratch (cuda_stream.h); only in builds with
+//   nvcc PlanStream  runs nothing: checks shapes and counts FLOPs and bytes, so that cost and
+//   memory are known beforehand
 
 #include <atomic>
 #include <cstddef>
@@ -81,6 +82,15 @@ struct PlanStream {
   double bytes = 0;  // bytes that these ops must at least read and write
 };
 
+class CudaStream;
+
+#ifdef WEFT_CUDA
+}  // namespace weft
+#include "kernels/base/cuda_stream.h"
+namespace weft {
+using Stream = std::variant<CpuStream, PlanStream, CudaStream>;
+#else
 using Stream = std::variant<CpuStream, PlanStream>;
+#endif
 
 }  // namespace weft

@@ -3,7 +3,7 @@
 namespace weft {
 
 const char* NameOf(DType dtype) {
-  constexpr const char* kNames[] = {"f32", "f64", "c128", "i32"};
+  constexpr const char* kNames[] = {"f32", "f64", "c128", "i32", "bf16"};
   return kNames[static_cast<int>(dtype)];
 }
 

@@ -13,13 +13,22 @@
 
 namespace weft {
 
-enum class DType : uint8_t { kF32, kF64, kC128, kI32 };  // kC128: references under complex step
+enum class DType : uint8_t {
+  kF32,
+  kF64,
+  kC128,  // references under complex step
+  kI32,
+  kBF16  // storage on a GPU; sums, statistics and parameters' gradients beside it are f32
+};
 
 inline constexpr int64_t SizeOf(DType dtype) {
-  constexpr int64_t kBytes[] = {4, 8, 16, 4};
+  constexpr int64_t kBytes[] = {4, 8, 16, 4, 2};
   return kBytes[static_cast<int>(dtype)];
 }
 const char* NameOf(DType dtype);
+// What stands beside activations of this type: statistics, gates, vectors of parameters, gradients
+// of parameters.
+inline constexpr DType Wide(DType dtype) { return dtype == DType::kBF16 ? DType::kF32 : dtype; }
 
 template <class T>
 inline constexpr DType kDTypeOf = DType::kF32;
@@ -80,6 +89,7 @@ class TensorView {
   // All leading dimensions merged: [rows, last]. Needs them to be dense to each other.
   TensorView Rows() const;
   TensorView Named(const char* name) const;
+  void set_data(void* data) { data_ = data; }
   void set_shape(int i, int64_t n) {
     shape_[Index(i)] = n;
   }  // the laws use this to build wrong shapes

@@ -18,7 +18,11 @@ void CrossEntropyFwd::Check() const {
     CheckDense(kOp, name, *view);
   }
   CheckShape(kOp, "loss", loss, {1});
-  weft::Check(denominator >= 0, kOp, ": denominator is ", denominator, ", expected at least 0");
+  CheckShape(kOp, "mean_nll", mean_nll, {1});
+  if (denominator.defined()) CheckShape(kOp, "denominator", denominator, {1});
+  for (const TensorView* v : {&nll, &lse, &correct, &loss, &mean_nll, &denominator}) {
+    if (v->defined()) CheckDType(kOp, v->name(), *v, Wide(logits.dtype()));
+  }
 }
 
 void CrossEntropyBwd::Check() const {

@@ -15,6 +15,7 @@ int64_t RowsPerItem(int64_t V) {
 }
 
 // Checks the labels and returns what the sum is divided by.
+template <class T>
 double Denominator(const CrossEntropyFwd& f) {
   const auto label = f.labels.As<const int32_t, 1>();
   const int64_t N = f.logits.dim(0), V = f.logits.dim(1);
@@ -26,7 +27,8 @@ double Denominator(const CrossEntropyFwd& f) {
           ") nor ", kNoLoss, " (no loss)");
     ++labelled;
   }
-  return f.denominator > 0 ? f.denominator : static_cast<double>(std::max<int64_t>(1, labelled));
+  return f.denominator.defined() ? static_cast<double>(*f.denominator.Data<T>())
+                                 : static_cast<double>(std::max<int64_t>(1, labelled));
 }
 
 template <class T>
@@ -43,7 +45,7 @@ void Forward(CpuStream& stream, const CrossEntropyFwd& f) {
   const auto label = f.labels.As<const int32_t, 1>();
   const auto nll = f.nll.As<T, 1>(), lse = f.lse.As<T, 1>(), correct = f.correct.As<T, 1>();
   const int64_t N = logits.shape[0], V = logits.shape[1];
-  const double denominator = Denominator(f);
+  const double denominator = Denominator<T>(f);
   stream.ParallelRanges(N, RowsPerItem(V), [&](int64_t begin, int64_t end, Worker&) {
     for (int64_t n = begin; n < end; ++n) {
       nll(n) = lse(n) = correct(n) = 0;
@@ -60,13 +62,15 @@ void Forward(CpuStream& stream, const CrossEntropyFwd& f) {
       if (row[label(n)] == largest) correct(n) = IsFirstLargest(row, label(n), largest);
     }
   });
-  double total = 0;
-#pragma omp simd reduction(+ : total)
+  double total = 0, nlls = 0;
+#pragma omp simd reduction(+ : total, nlls)
   for (int64_t n = 0; n < N; ++n) {
     const double l = lse.data[n];
     total += nll.data[n] + f.z_loss * l * l;
+    nlls += nll.data[n];
   }
-  f.loss.As<T, 1>()(0) = static_cast<T>(total / denominator);
+  Put(*f.loss.Data<T>(), static_cast<T>(total / denominator), f.accumulate);
+  Put(*f.mean_nll.Data<T>(), static_cast<T>(nlls / denominator), f.accumulate);
 }
 
 template <class T, bool kAccumulate>
@@ -76,7 +80,7 @@ void Backward(CpuStream& stream, const CrossEntropyBwd& b) {
   const auto lse = b.fwd.lse.As<const T, 1>();
   const auto dlogits = b.dlogits.template As<T, 2>();
   const int64_t V = logits.shape[1];
-  const T scale = static_cast<T>(b.dloss.As<const T, 1>()(0) / Denominator(b.fwd));
+  const T scale = static_cast<T>(b.dloss.As<const T, 1>()(0) / Denominator<T>(b.fwd));
   stream.ParallelRanges(logits.shape[0], RowsPerItem(V), [&](int64_t begin, int64_t end, Worker&) {
     for (int64_t n = begin; n < end; ++n) {
       const T* row = &logits(n, 0);

@@ -12,7 +12,8 @@ void CrossEntropyRef(const CrossEntropyFwd& f) {
   const auto logits = f.logits.As<T, 2>();
   const auto label = f.labels.As<const int32_t, 1>();
   const auto nll = f.nll.As<T, 1>(), loss = f.loss.As<T, 1>();
-  T sum = 0;
+  const auto mean_nll = f.mean_nll.As<T, 1>();
+  T sum = 0, nlls = 0;
   int64_t labelled = 0;
   for (int64_t n = 0; n < logits.shape[0]; ++n) {
     nll(n) = 0;
@@ -21,11 +22,14 @@ void CrossEntropyRef(const CrossEntropyFwd& f) {
     for (int64_t v = 0; v < logits.shape[1]; ++v) total += exp(logits(n, v));
     const T lse = log(total);
     nll(n) = lse - logits(n, label(n));
+    nlls += nll(n);
     sum += nll(n) + T(f.z_loss) * lse * lse;
     ++labelled;
   }
   const double counted = static_cast<double>(std::max<int64_t>(1, labelled));
-  loss(0) = sum / T(f.denominator > 0 ? f.denominator : counted);
+  const T denominator = f.denominator.defined() ? f.denominator.As<T, 1>()(0) : T(counted);
+  loss(0) = sum / denominator;
+  mean_nll(0) = nlls / denominator;
 }
 
 }  // namespace weft

@@ -7,16 +7,18 @@ namespace {
 // Row n has no label where n % 4 == skip; skip < 0 labels every row.
 CrossEntropyFwd Make(CaseMaker& make, int64_t N, int64_t V, int64_t skip, double z_loss,
                      double denominator) {
-  CrossEntropyFwd f{.z_loss = z_loss, .denominator = denominator};
+  CrossEntropyFwd f{.z_loss = z_loss};
+  if (denominator > 0) f.denominator = make.WideIn("denominator", {1}, Values({denominator}));
   f.logits = make.In("logits", {N, V}, Normal(2));
   f.labels = make.Int("labels", {N}, [=](Rng& rng, int64_t n) {
     const uint32_t label = rng.Below(static_cast<uint32_t>(V));
     return n % 4 == skip ? kNoLoss : static_cast<double>(label);
   });
-  f.nll = make.Out("nll", {N});
-  f.lse = make.Out("lse", {N});
-  f.correct = make.Out("correct", {N});
-  f.loss = make.Out("loss", {1});
+  f.nll = make.WideOut("nll", {N});
+  f.lse = make.WideOut("lse", {N});
+  f.correct = make.WideOut("correct", {N});
+  f.loss = make.WideOut("loss", {1});
+  f.mean_nll = make.WideOut("mean_nll", {1});
   return f;
 }
 

@@ -14,8 +14,9 @@ void DecayGateFwd::Check() const {
   CheckSameShape(kOp, "beta", beta, a);
   CheckShape(kOp, "a_log", a_log, {a.dim(2)});
   CheckShape(kOp, "dt_bias", dt_bias, {a.dim(2)});
-  for (const TensorView* x : {&b, &log_a, &beta, &a_log, &dt_bias})
-    CheckDType(kOp, x->name(), *x, a.dtype());
+  CheckDType(kOp, "b", b, a.dtype());
+  for (const TensorView* x : {&log_a, &beta, &a_log, &dt_bias})
+    CheckDType(kOp, x->name(), *x, Wide(a.dtype()));
 }
 
 void DecayGateBwd::Check() const {

@@ -40,8 +40,8 @@ struct DecayGateBwd {
     v.Upstream("dbeta", s.dbeta, s.fwd.beta);
     v.Grad("da", s.da, s.fwd.a);
     v.Grad("db", s.db, s.fwd.b);
-    v.Grad("da_log", s.da_log, s.fwd.a_log);
-    v.Grad("ddt_bias", s.ddt_bias, s.fwd.dt_bias);
+    v.ParamGrad("da_log", s.da_log, s.fwd.a_log);
+    v.ParamGrad("ddt_bias", s.ddt_bias, s.fwd.dt_bias);
   }
   void Check() const;
   double Flops() const { return 0; }
@@ -49,5 +49,7 @@ struct DecayGateBwd {
 
 void Run(CpuStream&, const DecayGateFwd&);
 void Run(CpuStream&, const DecayGateBwd&);
+void Run(CudaStream&, const DecayGateFwd&);
+void Run(CudaStream&, const DecayGateBwd&);
 
 }  // namespace weft

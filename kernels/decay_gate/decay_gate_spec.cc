@@ -9,10 +9,10 @@ DecayGateFwd Make(CaseMaker& make, int64_t B, int64_t T, int64_t H, double beta_
   DecayGateFwd f{.beta_scale = beta_scale};
   f.a = make.In("a", {B, T, H}, Normal(spread));
   f.b = make.In("b", {B, T, H}, Normal(spread));
-  f.a_log = make.In("a_log", {H}, Uniform(-1, 2.7));
-  f.dt_bias = make.In("dt_bias", {H}, Uniform(-3, 0));
-  f.log_a = make.Out("log_a", {B, T, H});
-  f.beta = make.Out("beta", {B, T, H});
+  f.a_log = make.WideIn("a_log", {H}, Uniform(-1, 2.7));
+  f.dt_bias = make.WideIn("dt_bias", {H}, Uniform(-3, 0));
+  f.log_a = make.WideOut("log_a", {B, T, H});
+  f.beta = make.WideOut("beta", {B, T, H});
   return f;
 }
 

@@ -15,6 +15,7 @@ void EmbeddingFwd::Check() const {
   CheckDense(kOp, "w", w);
   CheckShape(kOp, "y", y, {tokens.dim(0), tokens.dim(1), w.dim(1)});
   CheckDense(kOp, "y", y);
+  CheckDType(kOp, "y", y, w.dtype());
 }
 
 void EmbeddingBwd::Check() const {
@@ -23,6 +24,7 @@ void EmbeddingBwd::Check() const {
   CheckDense(kOp, "dy", dy);
   CheckSameShape(kOp, "dw", dw, fwd.w);
   CheckDense(kOp, "dw", dw);
+  CheckDType(kOp, "dw", dw, Wide(fwd.w.dtype()));
 }
 
 }  // namespace weft

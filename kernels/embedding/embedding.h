@@ -2,7 +2,8 @@
 // Token embedding:  y[b, t] = w[token[b, t]],  dw[v] = sum of dy[b, t] over the places where v
 // stands.
 //
-// A token outside [0, V) is an error that names it, found when the op runs.
+// A token outside [0, V) is an error that names it, found when the op runs; on a GPU, which cannot
+// stop there, its y is NaN.
 
 #include "kernels/base/op.h"
 
@@ -31,7 +32,7 @@ struct EmbeddingBwd {
   template <class Self, class V>
   static void Visit(Self& s, V&& v) {
     v.Upstream("dy", s.dy, s.fwd.y);
-    v.Grad("dw", s.dw, s.fwd.w);
+    v.ParamGrad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
   double Flops() const { return 0; }
@@ -39,5 +40,7 @@ struct EmbeddingBwd {
 
 void Run(CpuStream&, const EmbeddingFwd&);
 void Run(CpuStream&, const EmbeddingBwd&);
+void Run(CudaStream&, const EmbeddingFwd&);
+void Run(CudaStream&, const EmbeddingBwd&);
 
 }  // namespace weft

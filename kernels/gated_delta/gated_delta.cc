@@ -17,7 +17,8 @@ void GatedDeltaFwd::Check() const {
   CheckShape(kOp, "log_a", log_a, {B, T, H});
   CheckShape(kOp, "y", y, {B, T, H, V});
   for (const TensorView* x : {&q, &k, &v, &y}) CheckDense(kOp, x->name(), *x);
-  for (const TensorView* x : {&k, &v, &beta, &log_a, &y}) CheckDType(kOp, x->name(), *x, q.dtype());
+  for (const TensorView* x : {&k, &v, &y}) CheckDType(kOp, x->name(), *x, q.dtype());
+  for (const TensorView* x : {&beta, &log_a}) CheckDType(kOp, x->name(), *x, Wide(q.dtype()));
   if (doc_start.defined()) {
     CheckShape(kOp, "doc_start", doc_start, {B, T});
     CheckDType(kOp, "doc_start", doc_start, DType::kI32);
@@ -27,7 +28,7 @@ void GatedDeltaFwd::Check() const {
     if (!state->defined()) continue;
     CheckShape(kOp, name, *state, {B, H, K, V});
     CheckDense(kOp, name, *state);
-    CheckDType(kOp, name, *state, q.dtype());
+    CheckDType(kOp, name, *state, Wide(q.dtype()));
   }
   if (states.defined()) {
     CheckShape(kOp, "states", states, {B, GatedDeltaChunks(T), H, K * V});

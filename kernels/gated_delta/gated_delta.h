@@ -82,5 +82,7 @@ struct GatedDeltaBwd {
 
 void Run(CpuStream&, const GatedDeltaFwd&);
 void Run(CpuStream&, const GatedDeltaBwd&);
+void Run(CudaStream&, const GatedDeltaFwd&);
+void Run(CudaStream&, const GatedDeltaBwd&);
 
 }  // namespace weft

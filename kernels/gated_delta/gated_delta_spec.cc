@@ -29,12 +29,12 @@ GatedDeltaFwd Make(CaseMaker& make, const Sizes& s, double beta_max, double log_
   f.q = make.In("q", {B, T, H, K});
   f.k = make.In("k", {B, T, H, K}, unit);
   f.v = make.In("v", {B, T, H, V});
-  f.beta = make.In("beta", {B, T, H}, Uniform(0, beta_max));
-  f.log_a = make.In("log_a", {B, T, H}, Uniform(log_a_min, 0));
+  f.beta = make.WideIn("beta", {B, T, H}, Uniform(0, beta_max));
+  f.log_a = make.WideIn("log_a", {B, T, H}, Uniform(log_a_min, 0));
   if (!doc_start.empty()) f.doc_start = make.Int("doc_start", {B, T}, Values(doc_start));
-  if (state) f.initial = make.In("initial", {B, H, K, V}, Normal(0.3));
+  if (state) f.initial = make.WideIn("initial", {B, H, K, V}, Normal(0.3));
   f.y = make.Out("y", {B, T, H, V});
-  if (state) f.final_state = make.Out("final_state", {B, H, K, V});
+  if (state) f.final_state = make.WideOut("final_state", {B, H, K, V});
   f.states = make.Out("states", {B, GatedDeltaChunks(T), H, K * V});
   return f;
 }

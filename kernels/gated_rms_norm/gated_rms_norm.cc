@@ -13,10 +13,11 @@ void GatedRmsNormFwd::Check() const {
   CheckSameShape(kOp, "y", y, x);
   CheckShape(kOp, "w", w, {x.dim(3)});
   for (const TensorView* v : {&x, &gate, &w, &y}) CheckDense(kOp, v->name(), *v);
-  for (const TensorView* v : {&gate, &w, &y}) CheckDType(kOp, v->name(), *v, x.dtype());
+  for (const TensorView* v : {&gate, &y}) CheckDType(kOp, v->name(), *v, x.dtype());
+  CheckDType(kOp, "w", w, Wide(x.dtype()));
   if (rstd.defined()) {
     CheckShape(kOp, "rstd", rstd, {x.dim(0), x.dim(1), x.dim(2)});
-    CheckDType(kOp, "rstd", rstd, x.dtype());
+    CheckDType(kOp, "rstd", rstd, Wide(x.dtype()));
   }
 }
 

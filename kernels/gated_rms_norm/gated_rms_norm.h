@@ -38,7 +38,7 @@ struct GatedRmsNormBwd {
     visit.Upstream("dy", s.dy, s.fwd.y);
     visit.Grad("dx", s.dx, s.fwd.x);
     visit.Grad("dgate", s.dgate, s.fwd.gate);
-    visit.Grad("dw", s.dw, s.fwd.w);
+    visit.ParamGrad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
   double Flops() const { return 0; }
@@ -46,5 +46,7 @@ struct GatedRmsNormBwd {
 
 void Run(CpuStream&, const GatedRmsNormFwd&);
 void Run(CpuStream&, const GatedRmsNormBwd&);
+void Run(CudaStream&, const GatedRmsNormFwd&);
+void Run(CudaStream&, const GatedRmsNormBwd&);
 
 }  // namespace weft

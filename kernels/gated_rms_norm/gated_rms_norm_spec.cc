@@ -8,9 +8,9 @@ GatedRmsNormFwd Make(CaseMaker& make, int64_t B, int64_t T, int64_t H, int64_t V
   GatedRmsNormFwd f;
   f.x = make.In("x", {B, T, H, V});
   f.gate = make.In("gate", {B, T, H, V}, Normal(2));
-  f.w = make.In("w", {V}, Uniform(0.5, 1.5));
+  f.w = make.WideIn("w", {V}, Uniform(0.5, 1.5));
   f.y = make.Out("y", {B, T, H, V});
-  f.rstd = make.Out("rstd", {B, T, H});
+  f.rstd = make.WideOut("rstd", {B, T, H});
   return f;
 }
 

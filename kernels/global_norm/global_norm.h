@@ -4,8 +4,8 @@
 //
 //   norm = |x|_2,   scale = min(1, max_norm / (norm + 1e-6));   scale = 1 when max_norm <= 0
 //
-// Squares of floats are summed in double. NaN and inf in x reach norm; a NaN norm gives a NaN
-// scale.
+// Squares of floats are summed in double. NaN and inf in x reach norm; a norm that is not finite
+// gives a NaN scale, which stops the optimiser (adamw.h).
 
 #include "kernels/base/op.h"
 
@@ -28,5 +28,6 @@ struct GlobalNormFwd {
 };
 
 void Run(CpuStream&, const GlobalNormFwd&);
+void Run(CudaStream&, const GlobalNormFwd&);
 
 }  // namespace weft

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "kernels/global_norm/global_norm.h"
@@ -38,7 +39,9 @@ void Forward(CpuStream& stream, const GlobalNormFwd& f) {
   for (const double s : squares) total += s;
   const double norm = std::sqrt(total), scale = f.max_norm / (norm + 1e-6);
   *f.norm.Data<T>() = static_cast<T>(norm);
-  *f.scale.Data<T>() = f.max_norm <= 0 || scale > 1 ? T{1} : static_cast<T>(scale);
+  const double clipped = f.max_norm <= 0 || scale > 1 ? 1 : scale;
+  *f.scale.Data<T>() =
+      std::isfinite(norm) ? static_cast<T>(clipped) : std::numeric_limits<T>::quiet_NaN();
 }
 
 }  // namespace

@@ -6,9 +6,9 @@ namespace {
 
 GlobalNormFwd Make(CaseMaker& make, int64_t n, double max_norm) {
   GlobalNormFwd f{.max_norm = max_norm};
-  f.x = make.In("x", {n});
-  f.norm = make.Out("norm", {1});
-  f.scale = make.Out("scale", {1});
+  f.x = make.WideIn("x", {n});
+  f.norm = make.WideOut("norm", {1});
+  f.scale = make.WideOut("scale", {1});
   return f;
 }
 

@@ -16,6 +16,7 @@ void MatmulFwd::Check() const {
   CheckDense(kOp, "x", x);
   CheckDense(kOp, "w", w);
   CheckDense(kOp, "y", y);
+  for (const TensorView* v : {&w, &y}) CheckDType(kOp, v->name(), *v, x.dtype());
 }
 
 void MatmulBwd::Check() const {
@@ -24,6 +25,8 @@ void MatmulBwd::Check() const {
   CheckDense(kOp, "dy", dy);
   CheckSameShape(kOp, "dw", dw, fwd.w);
   CheckDense(kOp, "dw", dw);
+  CheckDType(kOp, "dy", dy, fwd.x.dtype());
+  CheckDType(kOp, "dw", dw, Wide(fwd.w.dtype()));
   if (dx.defined()) {
     CheckSameShape(kOp, "dx", dx, fwd.x);
     CheckDense(kOp, "dx", dx);

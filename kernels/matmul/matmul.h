@@ -34,7 +34,7 @@ struct MatmulBwd {
   static void Visit(Self& s, V&& v) {
     v.Upstream("dy", s.dy, s.fwd.y);
     v.Grad("dx", s.dx, s.fwd.x);
-    v.Grad("dw", s.dw, s.fwd.w);
+    v.ParamGrad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
   double Flops() const { return fwd.Flops() * (dx.defined() ? 2 : 1); }
@@ -42,5 +42,7 @@ struct MatmulBwd {
 
 void Run(CpuStream&, const MatmulFwd&);
 void Run(CpuStream&, const MatmulBwd&);
+void Run(CudaStream&, const MatmulFwd&);
+void Run(CudaStream&, const MatmulBwd&);
 
 }  // namespace weft

@@ -21,9 +21,9 @@ void QkNormRopeFwd::Check() const {
     const bool head = norm == QkNorm::kHead;
     CheckShape(kOp, "w", w, {head ? K : H * K});
     CheckDense(kOp, "w", w);
-    CheckDType(kOp, "w", w, x.dtype());
+    CheckDType(kOp, "w", w, Wide(x.dtype()));
     head ? CheckShape(kOp, "rstd", rstd, {B, T, H}) : CheckShape(kOp, "rstd", rstd, {B, T});
-    CheckDType(kOp, "rstd", rstd, x.dtype());
+    CheckDType(kOp, "rstd", rstd, Wide(x.dtype()));
   }
   weft::Check(theta == 0 || theta > 1, kOp, ": theta is ", theta,
               ", expected more than 1, or 0 for no rotation");
@@ -43,7 +43,7 @@ void QkNormRopeBwd::Check() const {
   if (fwd.norm != QkNorm::kNone) {
     CheckSameShape(kOp, "dw", dw, fwd.w);
     CheckDense(kOp, "dw", dw);
-    CheckDType(kOp, "dw", dw, fwd.x.dtype());
+    CheckDType(kOp, "dw", dw, Wide(fwd.x.dtype()));
   }
 }
 

@@ -48,7 +48,7 @@ struct QkNormRopeBwd {
   static void Visit(Self& s, V&& v) {
     v.Upstream("dy", s.dy, s.fwd.y);
     v.Grad("dx", s.dx, s.fwd.x);
-    v.Grad("dw", s.dw, s.fwd.w);
+    v.ParamGrad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
   double Flops() const { return 0; }
@@ -56,5 +56,7 @@ struct QkNormRopeBwd {
 
 void Run(CpuStream&, const QkNormRopeFwd&);
 void Run(CpuStream&, const QkNormRopeBwd&);
+void Run(CudaStream&, const QkNormRopeFwd&);
+void Run(CudaStream&, const QkNormRopeBwd&);
 
 }  // namespace weft

@@ -8,11 +8,11 @@ QkNormRopeFwd Make(CaseMaker& make, QkNorm norm, double theta, int64_t B, int64_
                    int64_t K, int64_t offset = 0) {
   QkNormRopeFwd f{.norm = norm, .theta = theta, .offset = offset};
   f.x = make.In("x", {B, T, H, K});
-  if (norm == QkNorm::kHead) f.w = make.In("w", {K}, Uniform(0.5, 1.5));
-  if (norm == QkNorm::kFull) f.w = make.In("w", {H * K}, Uniform(0.5, 1.5));
+  if (norm == QkNorm::kHead) f.w = make.WideIn("w", {K}, Uniform(0.5, 1.5));
+  if (norm == QkNorm::kFull) f.w = make.WideIn("w", {H * K}, Uniform(0.5, 1.5));
   f.y = make.Out("y", {B, T, H, K});
-  if (norm == QkNorm::kHead) f.rstd = make.Out("rstd", {B, T, H});
-  if (norm == QkNorm::kFull) f.rstd = make.Out("rstd", {B, T});
+  if (norm == QkNorm::kHead) f.rstd = make.WideOut("rstd", {B, T, H});
+  if (norm == QkNorm::kFull) f.rstd = make.WideOut("rstd", {B, T});
   return f;
 }
 

@@ -14,16 +14,20 @@ void RmsNormFwd::Check() const {
   CheckSameShape(kOp, "y", y, x);
   CheckDense(kOp, "y", y);
   CheckShape(kOp, "rstd", rstd, {x.Rows().dim(0)});
+  CheckDType(kOp, "y", y, x.dtype());
+  for (const TensorView* v : {&w, &rstd}) CheckDType(kOp, v->name(), *v, Wide(x.dtype()));
   const bool has_residual = mode != Residual::kNone, has_sum = mode == Residual::kBefore;
   weft::Check(residual.defined() == has_residual && sum.defined() == has_sum, kOp,
               ": residual and sum must be given exactly as the mode says");
   if (has_residual) {
     CheckSameShape(kOp, "residual", residual, x);
     CheckDense(kOp, "residual", residual);
+    CheckDType(kOp, "residual", residual, x.dtype());
   }
   if (has_sum) {
     CheckSameShape(kOp, "sum", sum, x);
     CheckDense(kOp, "sum", sum);
+    CheckDType(kOp, "sum", sum, x.dtype());
   }
 }
 
@@ -32,7 +36,7 @@ void RmsNormBwd::Check() const {
   CheckSameShape(kOp, "dy", dy, fwd.y);
   CheckSameShape(kOp, "dx", dx, fwd.x);
   CheckSameShape(kOp, "dw", dw, fwd.w);
-  if (fwd.residual.defined()) CheckSameShape(kOp, "dresidual", dresidual, fwd.residual);
+  if (dresidual.defined()) CheckSameShape(kOp, "dresidual", dresidual, fwd.residual);
   if (dsum.defined()) CheckSameShape(kOp, "dsum", dsum, fwd.sum);
 }
 

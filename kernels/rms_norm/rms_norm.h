@@ -44,7 +44,8 @@ struct RmsNormBwd {
   RmsNormFwd fwd;
   TensorView dy;    // [..., D]
   TensorView dsum;  // [..., D], for kBefore, may be left out when nothing reads sum
-  Grad dx, dresidual, dw;
+  Grad dx, dw;
+  Grad dresidual;  // may be left out where dx, or dy for kAfter, is that gradient already
 
   template <class Self, class V>
   static void Visit(Self& s, V&& v) {
@@ -52,7 +53,7 @@ struct RmsNormBwd {
     v.Upstream("dsum", s.dsum, s.fwd.sum);
     v.Grad("dx", s.dx, s.fwd.x);
     v.Grad("dresidual", s.dresidual, s.fwd.residual);
-    v.Grad("dw", s.dw, s.fwd.w);
+    v.ParamGrad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
   double Flops() const { return 0; }
@@ -60,5 +61,7 @@ struct RmsNormBwd {
 
 void Run(CpuStream&, const RmsNormFwd&);
 void Run(CpuStream&, const RmsNormBwd&);
+void Run(CudaStream&, const RmsNormFwd&);
+void Run(CudaStream&, const RmsNormBwd&);
 
 }  // namespace weft

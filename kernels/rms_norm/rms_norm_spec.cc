@@ -7,11 +7,11 @@ namespace {
 RmsNormFwd Make(CaseMaker& make, Residual mode, int64_t B, int64_t T, int64_t D) {
   RmsNormFwd f{.mode = mode};
   f.x = make.In("x", {B, T, D});
-  f.w = make.In("w", {D}, Uniform(0.5, 1.5));
+  f.w = make.WideIn("w", {D}, Uniform(0.5, 1.5));
   if (mode != Residual::kNone) f.residual = make.In("residual", {B, T, D});
   f.y = make.Out("y", {B, T, D});
   if (mode == Residual::kBefore) f.sum = make.Out("sum", {B, T, D});
-  f.rstd = make.Out("rstd", {B * T});
+  f.rstd = make.WideOut("rstd", {B * T});
   return f;
 }
 

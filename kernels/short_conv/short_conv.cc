@@ -41,7 +41,7 @@ void ShortConvFwd::Check() const {
                 " is not a multiple of norm_group = ", norm_group);
     if (rstd.defined()) {
       CheckShape(kOp, "rstd", rstd, {B, T, norm_channels / norm_group});
-      CheckDType(kOp, "rstd", rstd, x.dtype());
+      CheckDType(kOp, "rstd", rstd, Wide(x.dtype()));
     }
   } else {
     weft::Check(!rstd.defined(), kOp, ": rstd is given, but norm_channels is 0");
@@ -57,6 +57,7 @@ void ShortConvBwd::Check() const {
   CheckSameShape(kOp, "dx", dx, fwd.x);
   CheckDense(kOp, "dx", dx);
   CheckSameShape(kOp, "dw", dw, fwd.w);
+  CheckDType(kOp, "dw", dw, Wide(fwd.w.dtype()));
 }
 
 }  // namespace weft

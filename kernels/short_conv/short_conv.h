@@ -53,7 +53,7 @@ struct ShortConvBwd {
   static void Visit(Self& s, V&& v) {
     v.Upstream("dy", s.dy, s.fwd.y);
     v.Grad("dx", s.dx, s.fwd.x);
-    v.Grad("dw", s.dw, s.fwd.w);
+    v.ParamGrad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
   double Flops() const { return 3 * fwd.Flops(); }
@@ -61,5 +61,7 @@ struct ShortConvBwd {
 
 void Run(CpuStream&, const ShortConvFwd&);
 void Run(CpuStream&, const ShortConvBwd&);
+void Run(CudaStream&, const ShortConvFwd&);
+void Run(CudaStream&, const ShortConvBwd&);
 
 }  // namespace weft

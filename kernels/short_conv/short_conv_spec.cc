@@ -19,7 +19,7 @@ ShortConvFwd Make(CaseMaker& make, int64_t B, int64_t T, int64_t C, int64_t W, c
   if (o.history) f.history = make.In("history", {B, W - 1, C});
   if (o.history) f.history_out = make.Out("history_out", {B, W - 1, C});
   f.y = make.Out("y", {B, T, C});
-  if (o.norm_channels > 0) f.rstd = make.Out("rstd", {B, T, o.norm_channels / o.norm_group});
+  if (o.norm_channels > 0) f.rstd = make.WideOut("rstd", {B, T, o.norm_channels / o.norm_group});
   return f;
 }
 

@@ -13,6 +13,7 @@ void SwigluFwd::Check() const {
   CheckSameShape(kOp, "gate_up", gate_up, expected);
   CheckDense(kOp, "gate_up", gate_up);
   CheckDense(kOp, "y", y);
+  CheckDType(kOp, "gate_up", gate_up, y.dtype());
 }
 
 void SwigluBwd::Check() const {

@@ -38,5 +38,7 @@ struct SwigluBwd {
 
 void Run(CpuStream&, const SwigluFwd&);
 void Run(CpuStream&, const SwigluBwd&);
+void Run(CudaStream&, const SwigluFwd&);
+void Run(CudaStream&, const SwigluBwd&);
 
 }  // namespace weft

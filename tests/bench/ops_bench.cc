@@ -67,11 +67,11 @@ void RunCase(benchmark::State& state, const OpEntry::Case& c, bool backward) {
   CaseMaker maker(arena, DType::kF32, 0);
   OpInstance op = c.make(maker);
   Stream stream(std::in_place_type<CpuStream>, threads), plan(std::in_place_type<PlanStream>);
-  op.fwd.launch(stream);
+  op.fwd.launch(stream, 0);
   if (backward) op.bwd.set_accumulate(false);
   const AnyOp& timed = backward ? static_cast<const AnyOp&>(op.bwd) : op.fwd;
-  for (auto _ : state) timed.launch(stream);
-  timed.launch(plan);
+  for (auto _ : state) timed.launch(stream, 0);
+  timed.launch(plan, 0);
   const auto& [flops, bytes] = std::get<PlanStream>(plan);
   const auto& [bandwidth, peak] = Measured(threads);
   const auto per_second = [](double value, double unit) {

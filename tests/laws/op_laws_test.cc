@@ -1,5 +1,6 @@
 // links: weft_op_specs
-// The laws of DESIGN section 8, run over every op at every case, in float and in double.
+// The laws of DESIGN section 8, run over every op at every case: on the CPU in float and in double,
+// on a GPU (suites Gpu_<op>) in float and in bf16.
 
 #include <gtest/gtest.h>
 
@@ -15,8 +16,10 @@ namespace {
 constexpr int64_t kArenaBytes = 64 << 20;
 constexpr double kStep = 1e-50;  // complex step: no cancellation, so any tiny number will do
 
-// The one tolerance: c eps sqrt(reduction length), on |a - b| / |b|.
+// The one tolerance: c eps sqrt(reduction length), on |a - b| / |b|. Sums of bf16 numbers are taken
+// in f32, so that no reduction is long enough to matter beside the rounding of what is stored.
 double Tolerance(double c, DType dtype, int64_t reduction) {
+  if (dtype == DType::kBF16) return c * 0x1p-8;
   const double eps = dtype == DType::kF32 ? std::numeric_limits<float>::epsilon()
                                           : std::numeric_limits<double>::epsilon();
   return c * eps * std::sqrt(static_cast<double>(reduction));
@@ -29,6 +32,8 @@ std::vector<double> Read(const TensorView& view) {
   if (view.dtype() == DType::kF64) ForEach<double>(view, [&](int64_t i, double* p) { put(i, *p); });
   if (view.dtype() == DType::kI32)
     ForEach<int32_t>(view, [&](int64_t i, int32_t* p) { put(i, *p); });
+  if (view.dtype() == DType::kBF16)
+    ForEach<uint16_t>(view, [&](int64_t i, uint16_t* p) { put(i, FromBF16(*p)); });
   return out;
 }
 
@@ -37,6 +42,9 @@ void Write(const TensorView& view, const std::function<double(int64_t)>& value) 
     ForEach<float>(view, [&](int64_t i, float* p) { *p = static_cast<float>(value(i)); });
   if (view.dtype() == DType::kF64)
     ForEach<double>(view, [&](int64_t i, double* p) { *p = value(i); });
+  if (view.dtype() == DType::kBF16)
+    ForEach<uint16_t>(view,
+                      [&](int64_t i, uint16_t* p) { *p = ToBF16(static_cast<float>(value(i))); });
 }
 
 double RelativeError(const std::vector<double>& a, const std::vector<double>& b) {
@@ -65,10 +73,28 @@ int64_t LongestDim(const std::vector<OpTensor>& tensors) {
 using Role = OpTensor::Role;
 
 struct Bench {
-  Bench(const OpEntry::Case& c, DType dtype, int64_t pad)
+  Bench(const OpEntry::Case& c, DType dtype, int64_t pad, bool bf16_values)
       : arena(Arena::Mode::kGuarded, kArenaBytes) {
-    CaseMaker maker(arena, dtype, pad);
+    CaseMaker maker(arena, dtype, pad, bf16_values);
     op = c.make(maker);
+  }
+  // On a GPU the op runs in a copy of the whole arena, sentinels included.
+  void Launch(Stream& stream, const AnyOp& any) {
+#ifdef WEFT_CUDA
+    if (auto* cuda = std::get_if<CudaStream>(&stream)) {
+      Arena device(Arena::Mode::kPlain, arena.used(), Memory::kDevice);
+      cuda->Copy(device.base(), arena.base(), arena.used());
+      any.launch(stream, device.base() - arena.base());
+      cuda->Copy(arena.base(), device.base(), arena.used());
+      cuda->Synchronize();
+      return;
+    }
+#endif
+    any.launch(stream, 0);
+  }
+  void CheckSameBits(const Bench& other) const {
+    EXPECT_EQ(0, std::memcmp(arena.base(), other.arena.base(), static_cast<size_t>(arena.used())))
+        << "bits depend on the number of threads or differ between two runs";
   }
   std::vector<std::vector<double>> Outputs() const {
     std::vector<std::vector<double>> all;
@@ -88,10 +114,24 @@ struct Bench {
   OpInstance op;
 };
 
+// Two streams whose results must agree in every bit.
+struct Streams {
+  explicit Streams(bool gpu) {
+#ifdef WEFT_CUDA
+    if (gpu) {
+      first.emplace<CudaStream>(0);
+      second.emplace<CudaStream>(0);
+    }
+#endif
+    EXPECT_EQ(gpu, first.index() == second.index() && !std::holds_alternative<CpuStream>(first));
+  }
+  Stream first{std::in_place_type<CpuStream>, 2}, second{std::in_place_type<CpuStream>, 1};
+};
+
 // Gradients of <outputs, upstream> with respect to every differentiable input, by complex step of
 // the reference. The value is NaN where the element was skipped (large tensors are sampled).
-std::vector<std::vector<double>> ComplexStep(const OpEntry::Case& c) {
-  Bench bench(c, DType::kC128, 0);
+std::vector<std::vector<double>> ComplexStep(const OpEntry::Case& c, bool bf16_values) {
+  Bench bench(c, DType::kC128, 0, bf16_values);
   using Complex = std::complex<double>;
   std::vector<std::vector<double>> all;
   for (const OpTensor& grad : bench.op.bwd.tensors) {
@@ -134,15 +174,15 @@ std::vector<std::vector<double>> ComplexStep(const OpEntry::Case& c) {
   return all;
 }
 
-void CheckForward(const OpEntry& entry, const OpEntry::Case& c, DType dtype) {
-  Bench truth(c, DType::kF64, 0);
+void CheckForward(const OpEntry& entry, const OpEntry::Case& c, DType dtype, Streams& streams) {
+  const bool bf16 = dtype == DType::kBF16;
+  Bench truth(c, DType::kF64, 0, bf16);
   truth.op.reference();
   const auto expected = truth.Outputs();
-  for (const int64_t pad : {0, 3}) {
-    Stream two(std::in_place_type<CpuStream>, 2), one(std::in_place_type<CpuStream>, 1);
-    Bench a(c, dtype, pad), b(c, dtype, pad);
-    a.op.fwd.launch(two);
-    b.op.fwd.launch(one);
+  for (const int64_t pad : {0, bf16 ? 8 : 3}) {
+    Bench a(c, dtype, pad, bf16), b(c, dtype, pad, bf16);
+    a.Launch(streams.first, a.op.fwd);
+    b.Launch(streams.second, b.op.fwd);
     a.arena.CheckSentinels();
     const auto got = a.Outputs();
     const double tolerance = Tolerance(entry.tolerance, dtype, LongestDim(a.op.fwd.tensors));
@@ -154,33 +194,31 @@ void CheckForward(const OpEntry& entry, const OpEntry::Case& c, DType dtype) {
         ASSERT_TRUE(std::isfinite(v)) << t.name << " was not written everywhere";
       ++k;
     }
-    EXPECT_EQ(0, std::memcmp(a.arena.base(), b.arena.base(), static_cast<size_t>(a.arena.used())))
-        << "bits depend on the number of threads or differ between two runs";
+    a.CheckSameBits(b);
   }
 }
 
-void CheckBackward(const OpEntry& entry, const OpEntry::Case& c, DType dtype) {
-  const auto expected = ComplexStep(c);
-  for (const int64_t pad : {0, 3}) {
-    Stream two(std::in_place_type<CpuStream>, 2), one(std::in_place_type<CpuStream>, 1);
-    Bench a(c, dtype, pad), b(c, dtype, pad), adds(c, dtype, pad);
+void CheckBackward(const OpEntry& entry, const OpEntry::Case& c, DType dtype, Streams& streams) {
+  const bool bf16 = dtype == DType::kBF16;
+  const auto expected = ComplexStep(c, bf16);
+  for (const int64_t pad : {0, bf16 ? 8 : 3}) {
+    Bench a(c, dtype, pad, bf16), b(c, dtype, pad, bf16), adds(c, dtype, pad, bf16);
     const double tolerance = dtype == DType::kF64
                                  ? 1e-13
                                  : Tolerance(entry.tolerance, dtype, LongestDim(a.op.bwd.tensors));
-    for (auto [bench, stream] : {std::pair{&a, &two}, std::pair{&b, &one}}) {
-      bench->op.fwd.launch(*stream);
+    for (auto [bench, stream] : {std::pair{&a, &streams.first}, std::pair{&b, &streams.second}}) {
+      bench->Launch(*stream, bench->op.fwd);
       bench->op.bwd.set_accumulate(false);
-      bench->op.bwd.launch(*stream);
+      bench->Launch(*stream, bench->op.bwd);
       bench->arena.CheckSentinels();
     }
-    EXPECT_EQ(0, std::memcmp(a.arena.base(), b.arena.base(), static_cast<size_t>(a.arena.used())))
-        << "bits depend on the number of threads or differ between two runs";
+    a.CheckSameBits(b);
     const auto base = [](int64_t i) { return static_cast<double>(i % 7) - 3; };
-    adds.op.fwd.launch(two);
+    adds.Launch(streams.first, adds.op.fwd);
     for (const OpTensor& t : adds.op.bwd.tensors) {
       if (t.role == Role::kGrad) Write(t.view, base);
     }
-    adds.op.bwd.launch(two);
+    adds.Launch(streams.first, adds.op.bwd);
     adds.arena.CheckSentinels();
     const auto got = a.Grads(), added = adds.Grads();
     size_t k = 0;
@@ -204,7 +242,7 @@ void CheckBackward(const OpEntry& entry, const OpEntry::Case& c, DType dtype) {
 }
 
 void CheckShapes(const OpEntry& entry, const OpEntry::Case& c) {
-  Bench bench(c, DType::kF64, 0);
+  Bench bench(c, DType::kF64, 0, false);
   const auto all_refused = [&](const AnyOp& op) {
     op.check();
     for (size_t t = 0; t < op.tensors.size(); ++t) {
@@ -226,31 +264,48 @@ void CheckShapes(const OpEntry& entry, const OpEntry::Case& c) {
 
 class OpLaw : public testing::Test {
  public:
-  OpLaw(const OpEntry* entry, const OpEntry::Case* c) : entry_(entry), case_(c) {}
+  OpLaw(const OpEntry* entry, const OpEntry::Case* c, std::vector<DType> dtypes, bool gpu)
+      : entry_(entry), case_(c), dtypes_(std::move(dtypes)), gpu_(gpu) {}
   void TestBody() override {
     CheckShapes(*entry_, *case_);
-    Bench probe(*case_, DType::kF64, 0);
-    for (const DType dtype : {DType::kF64, DType::kF32}) {
+    Bench probe(*case_, DType::kF64, 0, false);
+    Streams streams(gpu_);
+    for (const DType dtype : dtypes_) {
       SCOPED_TRACE(NameOf(dtype));
-      CheckForward(*entry_, *case_, dtype);
-      if (probe.op.has_backward) CheckBackward(*entry_, *case_, dtype);
+      CheckForward(*entry_, *case_, dtype, streams);
+      if (probe.op.has_backward) CheckBackward(*entry_, *case_, dtype, streams);
     }
   }
 
  private:
   const OpEntry* entry_;
   const OpEntry::Case* case_;
+  std::vector<DType> dtypes_;
+  bool gpu_;
 };
+
+void Register(const OpEntry& entry, const OpEntry::Case& c, const std::vector<DType>& dtypes,
+              bool gpu) {
+  const std::string suite = (gpu ? "Gpu_" : "") + entry.name;
+  testing::RegisterTest(
+      suite.c_str(), c.label.c_str(), nullptr, nullptr, __FILE__, __LINE__,
+      [&entry, &c, dtypes, gpu]() -> OpLaw* { return new OpLaw(&entry, &c, dtypes, gpu); });
+}
 
 // Leaked on purpose: gtest keeps pointers into it until the process ends.
 const bool kRegistered = [] {
   auto* suite = new OpSuite;
   AddAllOps(*suite);
   for (const OpEntry& entry : suite->entries()) {
-    for (const OpEntry::Case& c : entry.laws) {
-      testing::RegisterTest(entry.name.c_str(), c.label.c_str(), nullptr, nullptr, __FILE__,
-                            __LINE__, [&entry, &c]() -> OpLaw* { return new OpLaw(&entry, &c); });
+    for (const auto& c : entry.laws) Register(entry, c, {DType::kF64, DType::kF32}, false);
+#ifdef WEFT_CUDA
+    const bool own = !entry.bf16_laws.empty();
+    for (const auto& c : entry.bf16_laws) Register(entry, c, {DType::kF32, DType::kBF16}, true);
+    for (const auto& c : entry.laws) {
+      Register(entry, c, own ? std::vector{DType::kF32} : std::vector{DType::kF32, DType::kBF16},
+               true);
     }
+#endif
   }
   return true;
 }();
