@@ -6,11 +6,15 @@
 #include "kernels/add/add.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/embedding/embedding.h"
+#include "kernels/matmul/matmul.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/swiglu/swiglu.h"
 
 namespace weft {
 namespace {
+
+constexpr int64_t kLogitsAtOnce = int64_t{1} << 28;  // elements: long products, half a GB in bf16
+constexpr int64_t kPieceAlign = 128;                 // rows
 
 std::string MixerName(const std::string& label) { return label.substr(0, label.find('-')); }
 
@@ -86,8 +90,8 @@ Model::Model(const ModelConfig& config, const MixerConfigs& mixers) : config_(co
   head_ = config.tied ? embedding_ : params_.Add("head", {config.vocab, D}, weights, true);
 }
 
-Var Model::Logits(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
-                  ModelState* state) const {
+Var Model::Body(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
+                ModelState* state) const {
   const int64_t B = tokens.dim(0), T = tokens.dim(1);
   Residual r{tape.NewVar(c, "embedding", {B, T, config_.d_model}), {}};
   const EmbeddingFwd embed{tokens, embedding_->var.x, r.h.x};
@@ -106,75 +110,113 @@ Var Model::Logits(Context& c, Tape& tape, const TensorView& tokens, const Docume
       r.branch = Mlp(c, tape, Norm(c, tape, r, *layer.mlp_norm), layer);
     }
   }
-  return Linear(c, tape, Norm(c, tape, r, *norm_, /*last=*/true), head_->var, "logits");
+  return Norm(c, tape, r, *norm_);
 }
 
-Model::Loss Model::LossOf(Context& c, Tape& tape, const TensorView& tokens,
-                          const TensorView& labels, const Documents& documents, double z_loss,
-                          double denominator) const {
-  const Var logits = Logits(c, tape, tokens, documents);
-  const int64_t N = tokens.size();
-  Loss loss;
-  loss.total = tape.NewVar(c, "loss", {1});
-  CrossEntropyFwd fwd;
-  fwd.logits = logits.x.Reshape({N, config_.vocab});
-  fwd.labels = labels.Reshape({N});
-  fwd.nll = loss.nll = c.arena.Alloc(c.dtype, {N}, "loss.nll");
-  fwd.lse = c.arena.Alloc(c.dtype, {N}, "loss.lse");
-  fwd.correct = loss.correct = c.arena.Alloc(c.dtype, {N}, "loss.correct");
-  fwd.loss = loss.total.x;
-  fwd.z_loss = z_loss;
-  fwd.denominator = denominator;
-  CrossEntropyBwd bwd{fwd};
-  if (tape.recording()) {
-    bwd.dloss = loss.total.dx;
-    bwd.dlogits = logits.dx.Reshape({N, config_.vocab});
-  }
-  tape.Run(c, fwd, bwd);
+Var Model::Logits(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
+                  ModelState* state) const {
+  return Linear(c, tape, Body(c, tape, tokens, documents, state), head_->var, "logits");
+}
+
+Model::Loss Model::NewLoss(Context& c, const TensorView& labels, const TensorView& denominator) {
+  const DType wide = Wide(c.dtype);
+  const int64_t N = labels.size();
+  Loss loss{labels, denominator};
+  loss.total = c.arena.Alloc(wide, {1}, "loss");
+  loss.mean_nll = c.arena.Alloc(wide, {1}, "loss.mean_nll");
+  loss.nll = c.arena.Alloc(wide, {N}, "loss.nll");
+  loss.correct = c.arena.Alloc(wide, {N}, "loss.correct");
   return loss;
 }
 
-Var Model::Norm(Context& c, Tape& tape, Residual& r, const Param& w, bool last) const {
+void Model::LossOf(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
+                   const Loss& loss) const {
+  const Var body = Body(c, tape, tokens, documents, nullptr);
+  const int64_t N = tokens.size(), V = config_.vocab;
+  const int64_t pieces = (N * V + kLogitsAtOnce - 1) / kLogitsAtOnce;
+  const int64_t rows = ((N + pieces - 1) / pieces + kPieceAlign - 1) / kPieceAlign * kPieceAlign;
+  const TensorView logits = c.arena.Alloc(c.dtype, {std::min(rows, N), V}, "logits");
+  const TensorView lse = c.arena.Alloc(Wide(c.dtype), {N}, "loss.lse");
+  // Rows [begin, begin + n): logits and their share of the loss.
+  const auto forward = [=, x = body.x.Rows(), w = head_->var.x](Stream& stream, int64_t begin,
+                                                               int64_t n) {
+    const MatmulFwd head{x.Slice(0, begin, n), w, logits.Slice(0, 0, n)};
+    Launch(stream, head);
+    CrossEntropyFwd f;
+    f.logits = head.y;
+    f.labels = loss.labels.Reshape({N}).Slice(0, begin, n);
+    f.denominator = loss.denominator;
+    f.nll = loss.nll.Slice(0, begin, n), f.correct = loss.correct.Slice(0, begin, n);
+    f.lse = lse.Slice(0, begin, n);
+    f.loss = loss.total, f.mean_nll = loss.mean_nll;
+    f.z_loss = loss.z_loss;
+    f.accumulate = loss.accumulate || begin > 0;
+    Launch(stream, f);
+    return std::pair(head, f);
+  };
+  if (!tape.recording()) {
+    for (int64_t begin = 0; begin < N; begin += rows)
+      forward(c.stream, begin, std::min(rows, N - begin));
+    return;
+  }
+  tape.Record({body.dx, head_->var.dx}, [=, dx = body.dx, dw = head_->var.dx](Context& context,
+                                                                            Tape& t) {
+    const Grad whole = t.Written(dx);
+    Grad weights = t.Written(dw);
+    Stream& stream = context.stream;
+    for (int64_t begin = 0; begin < N; begin += rows) {
+      const int64_t n = std::min(rows, N - begin);
+      const auto [head, f] = forward(stream, begin, n);
+      CrossEntropyBwd loss_bwd{f, {}, Grad(f.logits)};
+      loss_bwd.dlogits.accumulate = false;
+      Launch(stream, loss_bwd);
+      Grad part(whole.Rows().Slice(0, begin, n));
+      part.accumulate = whole.accumulate;
+      Launch(stream, MatmulBwd{head, f.logits, part, weights});
+      weights.accumulate = true;
+    }
+  });
+}
+
+Var Model::Norm(Context& c, Tape& tape, Residual& r, const Param& w) const {
   const bool pending = r.branch.x.defined();
   const Var y = tape.NewVarLike(c, "norm", r.h.x);
   RmsNormFwd fwd;
   fwd.x = pending ? r.branch.x : r.h.x;
   fwd.w = w.var.x, fwd.y = y.x, fwd.eps = config_.norm_eps;
-  fwd.rstd = c.arena.Alloc(c.dtype, {r.h.x.dim(0) * r.h.x.dim(1)}, "norm.rstd");
-  RmsNormBwd bwd;
+  fwd.rstd = c.arena.Alloc(Wide(c.dtype), {r.h.x.dim(0) * r.h.x.dim(1)}, "norm.rstd");
   if (pending) {
-    Var sum = tape.NewVarLike(c, "residual", r.h.x);
-    if (last) sum.dx = {};
+    tape.ShareGradient(r.branch, r.h);
+    const Var sum{c.arena.Alloc(c.dtype, {r.h.x.dim(0), r.h.x.dim(1), r.h.x.dim(2)}, "residual"),
+                  r.h.dx};
     fwd.mode = weft::Residual::kBefore;
     fwd.residual = r.h.x, fwd.sum = sum.x;
-    bwd.fwd = fwd;
-    bwd.dx = GradOf(r.branch), bwd.dresidual = GradOf(r.h), bwd.dsum = sum.dx;
     r = {sum, {}};
-  } else {
-    bwd.fwd = fwd;
-    bwd.dx = GradOf(r.h);
   }
-  bwd.dy = y.dx, bwd.dw = GradOf(w.var);
+  RmsNormBwd bwd{fwd};
+  bwd.dy = y.dx, bwd.dx = GradOf(r.h), bwd.dw = GradOf(w.var);
   tape.Run(c, fwd, bwd);
   return y;
 }
 
 void Model::Settle(Context& c, Tape& tape, Residual& r) const {
   if (!r.branch.x.defined()) return;
-  const Var sum = tape.NewVarLike(c, "residual", r.h.x);
-  const AddFwd fwd{r.h.x, r.branch.x, sum.x};
-  tape.Run(c, fwd, AddBwd{fwd, sum.dx, GradOf(r.h), GradOf(r.branch)});
+  tape.ShareGradient(r.branch, r.h);
+  const Var sum{c.arena.Alloc(c.dtype, {r.h.x.dim(0), r.h.x.dim(1), r.h.x.dim(2)}, "residual"),
+                r.h.dx};
+  Launch(c.stream, AddFwd{r.h.x, r.branch.x, sum.x});
   r = {sum, {}};
 }
 
 void Model::Post(Context& c, Tape& tape, Residual& r, const Var& out, const Param& w) const {
-  const Var sum = tape.NewVarLike(c, "residual", r.h.x);
+  const Var sum{c.arena.Alloc(c.dtype, {r.h.x.dim(0), r.h.x.dim(1), r.h.x.dim(2)}, "residual"),
+                r.h.dx};
   RmsNormFwd fwd;
   fwd.mode = weft::Residual::kAfter;
   fwd.x = out.x, fwd.residual = r.h.x, fwd.w = w.var.x, fwd.y = sum.x, fwd.eps = config_.norm_eps;
-  fwd.rstd = c.arena.Alloc(c.dtype, {r.h.x.dim(0) * r.h.x.dim(1)}, "norm.rstd");
+  fwd.rstd = c.arena.Alloc(Wide(c.dtype), {r.h.x.dim(0) * r.h.x.dim(1)}, "norm.rstd");
   RmsNormBwd bwd{fwd};
-  bwd.dy = sum.dx, bwd.dx = GradOf(out), bwd.dresidual = GradOf(r.h), bwd.dw = GradOf(w.var);
+  bwd.dy = sum.dx, bwd.dx = GradOf(out), bwd.dw = GradOf(w.var);
   tape.Run(c, fwd, bwd);
   r = {sum, {}};
 }

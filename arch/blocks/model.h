@@ -58,19 +58,28 @@ class Model {
   Model(const ModelConfig& config, const MixerConfigs& mixers);
   Model(const Model&) = delete;
 
-  // tokens i32 [B, T] -> logits [B, T, vocab].
+  // tokens i32 [B, T] -> logits [B, T, vocab]: decoding and tests. Training and evaluation never hold
+  // them all.
   Var Logits(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
              ModelState* state = nullptr) const;
-  // Mean over the labelled positions of nll + z_loss lse^2, and what evaluation reads.
+  // What a loss is made of and written to.
   struct Loss {
-    Var total;           // [1]
-    TensorView nll;      // [B * T], nats; 0 where there is no label
-    TensorView correct;  // [B * T], 1 where the label is the most likely token
+    TensorView labels;       // i32 [B, T]
+    TensorView denominator;  // [1], number of labels that the sum is divided by
+    double z_loss = 0;
+    bool accumulate = false;  // add to total and mean_nll: a micro-batch that is not the first
+    TensorView total;         // [1], out: mean over the labels of nll + z_loss lse^2
+    TensorView mean_nll;      // [1], out
+    TensorView nll;           // [B * T], out: nats; 0 where there is no label
+    TensorView correct;       // [B * T], out: 1 where the label is the most likely token
   };
-  // labels i32 [B, T]; `denominator` = number of labels that the sum is divided by, 0 = those of
-  // this batch.
-  Loss LossOf(Context& c, Tape& tape, const TensorView& tokens, const TensorView& labels,
-              const Documents& documents, double z_loss = 0, double denominator = 0) const;
+  // Allocates what a loss writes.
+  static Loss NewLoss(Context& c, const TensorView& labels, const TensorView& denominator);
+  // The loss is written when this returns, or, when the tape records, by Tape::Backward: the head is
+  // the last op of the forward and the first of the backward, and both run over it in pieces, so
+  // that logits and their gradients never exist as a whole.
+  void LossOf(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
+              const Loss& loss) const;
   ModelState NewState(Context& c, int64_t B, int64_t capacity) const;
 
   ParamRegistry& params() { return params_; }
@@ -92,12 +101,14 @@ class Model {
     Param *mixer_norm, *mlp_norm, *gate_up, *down;
     std::unique_ptr<Mixer> mixer;
   };
-  // The residual stream: its value is h, plus `branch` where that has not been added yet.
+  Var Body(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
+           ModelState* state) const;  // [B, T, D], what the head reads
+  // The residual stream: its value is h, plus `branch` where that has not been added yet. All of it
+  // has one gradient, in one memory: d(h + branch) is that of h and of branch.
   struct Residual {
     Var h, branch;
   };
-  // norm(h + branch); branch is added to h, which nothing reads any more after the `last` norm.
-  Var Norm(Context& c, Tape& tape, Residual& r, const Param& w, bool last = false) const;
+  Var Norm(Context& c, Tape& tape, Residual& r, const Param& w) const;  // norm(h <- h + branch)
   void Settle(Context& c, Tape& tape, Residual& r) const;  // h <- h + branch
   void Post(Context& c, Tape& tape, Residual& r, const Var& out,
             const Param& w) const;  // h <- h + norm(out)

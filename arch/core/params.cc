@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace weft {
 namespace {
@@ -54,12 +53,14 @@ int64_t ParamRegistry::Elements() const {
   return n;
 }
 
-void ParamRegistry::Allocate(Arena& arena, DType dtype, bool training) {
+void ParamRegistry::Allocate(Stream& stream, Arena& arena, DType dtype, bool training) {
   const int64_t n = Elements();
-  values_ = arena.Alloc(dtype, {n}, "parameters");
+  const DType wide = Wide(dtype);
+  values_ = arena.Alloc(wide, {n}, "parameters");
+  if (dtype != wide) copies_ = arena.Alloc(dtype, {n}, "parameters, rounded");
   if (training) {
-    gradients_ = arena.Alloc(dtype, {n}, "gradients");
-    for (TensorView& moment : moments_) moment = arena.Alloc(dtype, {n}, "moments");
+    gradients_ = arena.Alloc(wide, {n}, "gradients");
+    for (TensorView& moment : moments_) moment = arena.Alloc(wide, {n}, "moments");
   }
   int64_t offset = 0;
   for (const bool decay : {true, false}) {
@@ -67,10 +68,11 @@ void ParamRegistry::Allocate(Arena& arena, DType dtype, bool training) {
       if (p.decay != decay) continue;
       const auto cut = [&](const TensorView& flat) {
         const TensorView part = flat.Slice(0, offset, p.size());
-        return TensorView(part.data(), dtype, static_cast<int>(p.shape.size()), p.shape.data(),
-                          p.path.c_str());
+        return TensorView(part.data(), flat.dtype(), static_cast<int>(p.shape.size()),
+                          p.shape.data(), p.path.c_str());
       };
-      p.var.x = cut(values_);
+      p.master = cut(values_);
+      p.var.x = copies_.defined() && p.shape.size() > 1 ? cut(copies_) : p.master;
       if (training) {
         p.var.dx = cut(gradients_);
         for (int i : {0, 1}) p.moments[i] = cut(moments_[i]);
@@ -79,26 +81,31 @@ void ParamRegistry::Allocate(Arena& arena, DType dtype, bool training) {
     }
     if (decay) decayed_ = offset;
   }
-  if (arena.mode() == Arena::Mode::kPlan) return;
-  std::memset(values_.data(), 0, static_cast<size_t>(values_.bytes()));
-  if (!training) return;
-  ZeroGradients();
-  for (const TensorView& moment : moments_)
-    std::memset(moment.data(), 0, static_cast<size_t>(moment.bytes()));
-}
-
-void ParamRegistry::Initialise(uint64_t seed) {
-  for (Param& p : params_) {
-    Rng rng(seed, Purpose::kInit, HashPath(p.path));
-    DispatchReal(p.var.x.dtype(), [&]<class T>() {
-      T* data = p.var.x.Data<T>();
-      for (int64_t i = 0; i < p.size(); ++i) data[i] = static_cast<T>(p.init(rng));
-    });
+  for (const TensorView& flat : {values_, copies_, gradients_, moments_[0], moments_[1]}) {
+    if (flat.defined()) Zero(stream, flat);
   }
 }
 
-void ParamRegistry::ZeroGradients() {
-  std::memset(gradients_.data(), 0, static_cast<size_t>(gradients_.bytes()));
+void ParamRegistry::Initialise(Stream& stream, uint64_t seed) {
+  std::vector<std::byte> host(static_cast<size_t>(values_.bytes()));
+  const TensorView values(host.data(), values_.dtype(), {values_.dim(0)}, "parameters");
+  for (Param& p : params_) {
+    Rng rng(seed, Purpose::kInit, HashPath(p.path));
+    DispatchReal(values.dtype(), [&]<class T>() {
+      T* data = values.Data<T>() + (p.master.Data<T>() - values_.Data<T>());
+      for (int64_t i = 0; i < p.size(); ++i) data[i] = static_cast<T>(p.init(rng));
+    });
+  }
+  Load(stream, values);
+}
+
+void ParamRegistry::Load(Stream& stream, const TensorView& values) {
+  Copy(stream, values_, values);
+  if (!copies_.defined()) return;
+  std::vector<uint16_t> rounded(static_cast<size_t>(values.size()));
+  const float* from = values.Data<float>();
+  for (size_t i = 0; i < rounded.size(); ++i) rounded[i] = ToBF16(from[i]);
+  Copy(stream, copies_, TensorView(rounded.data(), DType::kBF16, {values.size()}, "rounded"));
 }
 
 int64_t ParamRegistry::Count(const std::string& prefix) const {

@@ -24,7 +24,8 @@ struct Param {
   std::vector<int64_t> shape;
   Init init;
   bool decay;             // decoupled weight decay applies
-  Var var;                // value and gradient
+  Var var;                // value as the model reads it, and gradient
+  TensorView master;      // value as the optimiser keeps it; the memory of var.x unless that is bf16
   TensorView moments[2];  // AdamW's first and second moment; undefined outside training
   int64_t size() const;
 };
@@ -37,17 +38,20 @@ class ParamRegistry {
   // Elements to allocate per copy (values, gradients, each moment), alignment gaps included.
   int64_t Elements() const;
   // Cuts values, and for training gradients and moments, from `arena`. Decayed parameters come
-  // first, so that the optimiser is one launch over flat memory. Gradients and moments start at
-  // zero; nothing is written in a plan.
-  void Allocate(Arena& arena, DType dtype, bool training);
+  // first, so that the optimiser is one launch over flat memory. Everything starts at zero. With
+  // bf16 as the model's type, values, gradients and moments are f32, and the model reads rounded
+  // copies of the matrices.
+  void Allocate(Stream& stream, Arena& arena, DType dtype, bool training);
   // Every value is a function of (seed, path) alone.
-  void Initialise(uint64_t seed);
-  void ZeroGradients();
+  void Initialise(Stream& stream, uint64_t seed);
+  // Replaces all values by `values` (host memory, laid out like values()); rounded copies follow.
+  void Load(Stream& stream, const TensorView& values);
 
   const std::deque<Param>& params() const { return params_; }
   std::deque<Param>& params() { return params_; }
   // [elements]; gaps between parameters hold zeros.
   const TensorView& values() const { return values_; }
+  const TensorView& copies() const { return copies_; }  // bf16; undefined where the model reads values
   const TensorView& gradients() const { return gradients_; }
   const TensorView& moment(int i) const { return moments_[i]; }
   int64_t decayed() const { return decayed_; }  // elements [0, decayed) carry weight decay
@@ -57,7 +61,7 @@ class ParamRegistry {
 
  private:
   std::deque<Param> params_;
-  TensorView values_, gradients_, moments_[2];
+  TensorView values_, copies_, gradients_, moments_[2];
   int64_t decayed_ = 0;
 };
 

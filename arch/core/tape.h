@@ -3,6 +3,7 @@
 // order.
 
 #include <functional>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -27,6 +28,9 @@ struct Context {
   DType dtype = DType::kF32;
 };
 
+// Gradients of activations live briefly: from the op of the backward that first writes one to the
+// op that last reads it. The dx of a new Var is therefore a name without memory; Backward, which
+// knows the whole order, gives memory to all of them and reuses it as they die.
 class Tape {
  public:
   // Without recording, no gradients are allocated and nothing is kept for a backward: evaluation
@@ -36,80 +40,105 @@ class Tape {
 
   // A new activation with its gradient.
   Var NewVar(Context& c, const char* name, std::initializer_list<int64_t> shape) {
-    Var v{c.arena.Alloc(c.dtype, shape, name), {}};
-    if (recording_) {
-      v.dx = c.arena.Alloc(c.dtype, shape, name);
-      fresh_.insert(v.dx.data());
-    }
-    return v;
+    return NewVar(c, c.dtype, name, static_cast<int>(shape.size()), shape.begin());
   }
-  Var NewVarLike(Context& c, const char* name, const TensorView& like) {
-    int64_t shape[kMaxRank];
-    for (int i = 0; i < like.rank(); ++i) shape[i] = like.dim(i);
-    Var v{c.arena.Alloc(c.dtype, like.rank(), shape, name), {}};
-    if (recording_) {
-      v.dx = c.arena.Alloc(c.dtype, like.rank(), shape, name);
-      fresh_.insert(v.dx.data());
-    }
-    return v;
+  Var NewVarLike(Context& c, const char* name, const TensorView& like);
+  // A gate or another value that stays f32 beside bf16 activations.
+  Var NewWideVar(Context& c, const char* name, std::initializer_list<int64_t> shape) {
+    return NewVar(c, Wide(c.dtype), name, static_cast<int>(shape.size()), shape.begin());
   }
   // A tensor that only the backward reads; left out when there will be none.
   TensorView NewSaved(Context& c, const char* name, std::initializer_list<int64_t> shape) {
     return recording_ ? c.arena.Alloc(c.dtype, shape, name) : TensorView();
   }
   // A part of a Var. A Var is either used whole or through parts that cover it, never both.
-  Var Slice(const Var& v, int dim, int64_t begin, int64_t length) {
-    Var part{v.x.Slice(dim, begin, length), {}};
-    if (v.dx.defined()) {
-      part.dx = v.dx.Slice(dim, begin, length);
-      fresh_.insert(part.dx.data());
-    }
-    return part;
-  }
+  Var Slice(const Var& v, int dim, int64_t begin, int64_t length);
 
   // Launches `fwd`; records `bwd` to be run by Backward.
   template <class Fwd, class Bwd>
   void Run(Context& c, const Fwd& fwd, const Bwd& bwd) {
     Launch(c.stream, fwd);
     if (!recording_) return;
-    backward_.push_back([bwd](Stream& stream, Tape& tape) {
+    Recorded recorded;
+    Bwd copy = bwd;
+    Bwd::Visit(copy, Collect{recorded.gradients});
+    recorded.run = [bwd](Context& context, Tape& tape) {
       Bwd op = bwd;
       Bwd::Visit(op, Resolve{tape});
-      Launch(stream, op);
-    });
+      Launch(context.stream, op);
+    };
+    ops_.push_back(std::move(recorded));
   }
+  // Records a step of the backward that is more than one op. It reads and writes no gradients but
+  // `gradients`; inside, Written gives each its memory.
+  using Step = std::function<void(Context&, Tape&)>;
+  void Record(std::vector<TensorView> gradients, Step step) {
+    if (recording_) ops_.push_back({std::move(gradients), std::move(step)});
+  }
+  // Inside a recorded step: the memory of a gradient that the step writes, and whether it adds.
+  Grad Written(const TensorView& gradient);
 
-  // The gradient of `v` is given from outside: the seed of a backward pass.
-  void Seed(const Var& v) { fresh_.erase(v.dx.data()); }
+  // a and b have one gradient, in one memory: where y = a + b, both are that of y. No op has used
+  // a.dx, or will.
+  void ShareGradient(const Var& a, const Var& b);
+  // The gradient of `v` is given from outside, in memory of its own: the seed of a backward pass.
+  void Seed(const Var& v, const TensorView& dx);
+  // The first op that writes this gradient of a parameter overwrites what is there. Without this,
+  // gradients that are not the tape's own are added to.
+  void Overwrite(const Var& parameter);
 
-  // Runs what was recorded, last first. A gradient's first writer overwrites, later ones add;
-  // gradients that this tape did not allocate (those of parameters) are always added to.
-  void Backward(Stream& stream) {
-    for (auto op = backward_.rbegin(); op != backward_.rend(); ++op) (*op)(stream, *this);
-    Clear();
-  }
-  void Clear() {
-    backward_.clear();
-    fresh_.clear();
-  }
+  // Runs what was recorded, last first. A gradient's first writer overwrites, later ones add.
+  void Backward(Context& c);
+  void Clear();
 
  private:
+  struct Recorded {
+    std::vector<TensorView> gradients;
+    Step run;
+  };
+  // A gradient of the tape's own: a range of addresses that stand for it.
+  struct Range {
+    uintptr_t begin, bytes;
+    const void* shared = nullptr;  // another gradient whose memory it has
+    int64_t offset = -1;           // in the memory of all
+    int64_t first = -1, last = -1;  // recorded ops that use it
+  };
+  struct Collect {
+    std::vector<TensorView>& gradients;
+    void Upstream(const char*, TensorView& v, const TensorView&) { Add(v); }
+    void Grad(const char*, TensorView& v, const TensorView&) { Add(v); }
+    void ParamGrad(const char*, TensorView& v, const TensorView&) { Add(v); }
+    void Add(const TensorView& v) {
+      if (v.defined()) gradients.push_back(v);
+    }
+  };
   struct Resolve {
     Tape& tape;
     void Upstream(const char* name, TensorView& v, const TensorView& of) {
-      Check(!v.defined() || !tape.fresh_.contains(v.data()), "tape: ", name, " (", of.name(),
-            ") is read before any op has written it: the value is used by nothing that leads to "
-            "the loss");
+      if (v.defined()) tape.Read(name, v, of);
     }
     void Grad(const char*, weft::Grad& v, const TensorView&) {
-      if (v.defined()) v.accumulate = tape.fresh_.erase(v.data()) == 0;
+      if (v.defined()) v = tape.Written(v);
     }
-    void ParamGrad(const char* n, weft::Grad& v, const TensorView& of) { Grad(n, v, of); }
+    void ParamGrad(const char*, weft::Grad& v, const TensorView&) {
+      if (v.defined()) v = tape.Written(v);
+    }
   };
 
+  Var NewVar(Context& c, DType dtype, const char* name, int rank, const int64_t* shape);
+  Range* Find(const void* address);
+  // The address that stands for the gradient once sharing is followed.
+  const void* Root(const void* address);
+  std::byte* MemoryOf(const void* root);
+  void Read(const char* name, TensorView& v, const TensorView& of);
+  int64_t PlanMemory();
+
   bool recording_;
-  std::vector<std::function<void(Stream&, Tape&)>> backward_;
+  std::vector<Recorded> ops_;
+  std::vector<Range> ranges_;  // ascending
+  std::byte* memory_ = nullptr;
   std::unordered_set<const void*> fresh_;  // gradients that nothing has written yet
+  std::unordered_map<const void*, TensorView> overwritten_;  // of parameters, by address
 };
 
 }  // namespace weft

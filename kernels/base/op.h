@@ -79,6 +79,11 @@ concept RunsEverywhere = Checked<Op> &&
   Run(plan, op);
 };
 
+// Fills dense memory with zeros; a plan counts the bytes.
+void Zero(Stream& stream, const TensorView& view);
+// Copies dense memory, between host and device too. Host memory that is not pinned makes it wait.
+void Copy(Stream& stream, const TensorView& to, const TensorView& from);
+
 // Checks, then runs on the stream's backend.
 template <RunsEverywhere Op>
 void Launch(Stream& stream, const Op& op) {

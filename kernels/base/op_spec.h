@@ -16,7 +16,6 @@
 // and gets the same values. WideIn and WideOut are for tensors that stay f32 beside bf16.
 
 #include <algorithm>
-#include <bit>
 #include <complex>
 #include <functional>
 #include <memory>
@@ -45,15 +44,6 @@ inline Fill Integers(int64_t low, int64_t high) {  // inclusive
 inline Fill Values(std::vector<double> values) {
   return
       [values = std::move(values)](Rng&, int64_t i) { return values.at(static_cast<size_t>(i)); };
-}
-
-// bf16 is the upper half of an f32, rounded to nearest even. Finite numbers only.
-inline uint16_t ToBF16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-inline float FromBF16(uint16_t value) {
-  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
 }
 
 // Cuts the tensors of one case from a guarded arena. `pad` > 0 puts that many unused elements

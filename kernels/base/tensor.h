@@ -3,6 +3,7 @@
 // (typed, indexable).
 
 #include <array>
+#include <bit>
 #include <complex>
 #include <cstdint>
 #include <initializer_list>
@@ -38,6 +39,15 @@ template <>
 inline constexpr DType kDTypeOf<std::complex<double>> = DType::kC128;
 template <>
 inline constexpr DType kDTypeOf<int32_t> = DType::kI32;
+
+// bf16 is the upper half of an f32, rounded to nearest even. Finite numbers only.
+inline uint16_t ToBF16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float FromBF16(uint16_t value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
+}
 
 inline constexpr int kMaxRank = 4;
 

@@ -46,7 +46,7 @@ struct CrossEntropyFwd {
 
 struct CrossEntropyBwd {
   CrossEntropyFwd fwd;
-  TensorView dloss;  // [1]
+  TensorView dloss;  // [1], may be left out: 1
   Grad dlogits;      // may be the memory of logits, when it is overwritten
 
   template <class Self, class V>

@@ -52,7 +52,7 @@ void Forward(CpuStream& stream, const RmsNormFwd& f) {
 }
 
 // With n = h rstd and g = dy w:  dh = rstd (g - n mean(n g)) + dsum,  dw = sum_rows dy n.
-template <class T, Residual kMode>
+template <class T, Residual kMode, bool kHasResidualGrad>
 void Backward(CpuStream& stream, const RmsNormBwd& b) {
   constexpr bool kBefore = kMode == Residual::kBefore;
   const auto h = (kBefore ? b.fwd.sum : b.fwd.x).Rows().template As<const T, 2>();
@@ -61,7 +61,7 @@ void Backward(CpuStream& stream, const RmsNormBwd& b) {
   const auto w = b.fwd.w.As<const T, 1>();
   const auto rstd = b.fwd.rstd.As<const T, 1>();
   const auto dx = b.dx.Rows().template As<T, 2>();
-  const auto dres = kMode == Residual::kNone ? Nd<T, 2>{} : b.dresidual.Rows().template As<T, 2>();
+  const auto dres = kHasResidualGrad ? b.dresidual.Rows().template As<T, 2>() : Nd<T, 2>{};
   const auto dw = b.dw.template As<T, 1>();
   const bool add_dx = b.dx.accumulate, add_dres = b.dresidual.accumulate;
   const int64_t rows = h.shape[0], D = h.shape[1];
@@ -93,11 +93,11 @@ void Backward(CpuStream& stream, const RmsNormBwd& b) {
         const T* ds = dsum ? &dsum(r, 0) : zeros;
         const T scale = rstd(r), m = mean[r - first];
         T* out = &dx(r, 0);
-        T* res = kMode == Residual::kNone ? nullptr : &dres(r, 0);
+        T* res = kHasResidualGrad ? &dres(r, 0) : nullptr;
 #pragma omp simd
         for (int64_t d = 0; d < D; ++d) {
           const T dh = scale * (dyr[d] * w.data[d] - hr[d] * m) + ds[d];
-          if constexpr (kMode != Residual::kNone) Put(res[d], kBefore ? dh : dyr[d], add_dres);
+          if constexpr (kHasResidualGrad) Put(res[d], kBefore ? dh : dyr[d], add_dres);
           Put(out[d], dh, add_dx);
         }
       }
@@ -118,13 +118,16 @@ void Run(CpuStream& stream, const RmsNormFwd& f) {
 
 void Run(CpuStream& stream, const RmsNormBwd& b) {
   DispatchReal(b.fwd.x.dtype(), [&]<class T>() {
+    const bool also_residual = b.dresidual.defined();
     switch (b.fwd.mode) {
       case Residual::kNone:
-        return Backward<T, Residual::kNone>(stream, b);
+        return Backward<T, Residual::kNone, false>(stream, b);
       case Residual::kBefore:
-        return Backward<T, Residual::kBefore>(stream, b);
+        return also_residual ? Backward<T, Residual::kBefore, true>(stream, b)
+                             : Backward<T, Residual::kBefore, false>(stream, b);
       case Residual::kAfter:
-        return Backward<T, Residual::kAfter>(stream, b);
+        return also_residual ? Backward<T, Residual::kAfter, true>(stream, b)
+                             : Backward<T, Residual::kAfter, false>(stream, b);
     }
   });
 }

@@ -57,8 +57,8 @@ class Fixture {
     for (const std::string& s : c.settings) settings.push_back(ParseOverride(s, "test"));
     Apply(settings, v.fields());
     mixer_ = config->Make(params_, "mixer.", kD, 0.3);
-    params_.Allocate(arena_, DType::kF64, recording);
-    params_.Initialise(1);
+    params_.Allocate(stream_, arena_, DType::kF64, recording);
+    params_.Initialise(stream_, 1);
   }
 
   Var Input(int64_t B, int64_t T) {

@@ -86,7 +86,7 @@ class Attention : public Mixer {
     AttentionFwd fwd;
     fwd.q = q.x, fwd.k = k.x, fwd.v = v.x, fwd.y = y.x;
     fwd.doc_start = documents.start;
-    fwd.lse = c.arena.Alloc(c.dtype, {B, H_, T}, "attention.lse");
+    fwd.lse = c.arena.Alloc(Wide(c.dtype), {B, H_, T}, "attention.lse");
     fwd.scale = 1 / std::sqrt(static_cast<double>(K_));
     fwd.window = config_.window;
     tape.Run(c, fwd, AttentionBwd{fwd, y.dx, GradOf(q), GradOf(k), GradOf(v)});
@@ -123,7 +123,8 @@ class Attention : public Mixer {
       fwd.w = w->var.x;
       fwd.norm = full ? QkNorm::kFull : QkNorm::kHead;
       fwd.rstd =
-          full ? c.arena.Alloc(c.dtype, {B, T}, name) : c.arena.Alloc(c.dtype, {B, T, H}, name);
+          full ? c.arena.Alloc(Wide(c.dtype), {B, T}, name)
+               : c.arena.Alloc(Wide(c.dtype), {B, T, H}, name);
     }
     fwd.eps = config_.qk_norm_eps;
     fwd.theta = config_.rope_theta;

@@ -109,7 +109,7 @@ class GatedDelta : public Mixer {
   }
 
   MixerState NewState(Context& c, int64_t B, int64_t capacity) const override {
-    MixerState state{{c.arena.Alloc(c.dtype, {B, H_, K_, V_}, "gated_delta.state")}, 0, capacity};
+    MixerState state{{c.arena.Alloc(Wide(c.dtype), {B, H_, K_, V_}, "gated_delta.state")}, 0, capacity};
     if (W_ > 1)
       state.tensors.push_back(
           c.arena.Alloc(c.dtype, {B, W_ - 1, ConvChannels()}, "gated_delta.history"));
@@ -135,7 +135,7 @@ class GatedDelta : public Mixer {
     fwd.doc_start = documents.start;
     fwd.norm_channels = 2 * H_ * K_;
     fwd.norm_group = K_;
-    fwd.rstd = c.arena.Alloc(c.dtype, {B, T, 2 * H_}, "gated_delta.qk_rstd");
+    fwd.rstd = c.arena.Alloc(Wide(c.dtype), {B, T, 2 * H_}, "gated_delta.qk_rstd");
     if (state && W_ > 1) {
       fwd.history_out = state->tensors[1];
       if (state->position > 0) fwd.history = state->tensors[1];
@@ -146,8 +146,8 @@ class GatedDelta : public Mixer {
 
   std::pair<Var, Var> Gates(Context& c, Tape& tape, const Var& a, const Var& b) {
     const int64_t B = a.x.dim(0), T = a.x.dim(1);
-    const Var log_a = tape.NewVar(c, "gated_delta.log_a", {B, T, H_});
-    const Var beta = tape.NewVar(c, "gated_delta.beta", {B, T, H_});
+    const Var log_a = tape.NewWideVar(c, "gated_delta.log_a", {B, T, H_});
+    const Var beta = tape.NewWideVar(c, "gated_delta.beta", {B, T, H_});
     DecayGateFwd fwd;
     fwd.a = a.x, fwd.b = b.x, fwd.a_log = a_log_->var.x, fwd.dt_bias = dt_bias_->var.x;
     fwd.log_a = log_a.x, fwd.beta = beta.x;
@@ -166,12 +166,12 @@ class GatedDelta : public Mixer {
     if (config_.gate) {
       GatedRmsNormFwd fwd;
       fwd.x = o.x, fwd.gate = gate.x, fwd.w = norm_->var.x, fwd.y = y.x, fwd.eps = config_.norm_eps;
-      fwd.rstd = c.arena.Alloc(c.dtype, {B, T, H_}, "gated_delta.rstd");
+      fwd.rstd = c.arena.Alloc(Wide(c.dtype), {B, T, H_}, "gated_delta.rstd");
       tape.Run(c, fwd, GatedRmsNormBwd{fwd, y.dx, GradOf(o), GradOf(gate), GradOf(norm_->var)});
     } else {
       RmsNormFwd fwd;
       fwd.x = o.x, fwd.w = norm_->var.x, fwd.y = y.x, fwd.eps = config_.norm_eps;
-      fwd.rstd = c.arena.Alloc(c.dtype, {B * T * H_}, "gated_delta.rstd");
+      fwd.rstd = c.arena.Alloc(Wide(c.dtype), {B * T * H_}, "gated_delta.rstd");
       RmsNormBwd bwd{fwd};
       bwd.dy = y.dx, bwd.dx = GradOf(o), bwd.dw = GradOf(norm_->var);
       tape.Run(c, fwd, bwd);

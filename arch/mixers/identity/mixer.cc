@@ -1,13 +1,22 @@
 // The control: mixes nothing over time, so every task that needs context must stay at chance.
 
 #include "arch/core/mixer.h"
+#include "arch/ops/linear.h"
+#include "kernels/qk_norm_rope/qk_norm_rope.h"
 
 namespace weft {
 namespace {
 
 class Identity : public Mixer {
  public:
-  Var Forward(Context&, Tape&, const Var& x, const Documents&, MixerState*) override { return x; }
+  // A copy: what a mixer gives has memory and a gradient of its own.
+  Var Forward(Context& c, Tape& tape, const Var& x, const Documents&, MixerState*) override {
+    const Var y = tape.NewVarLike(c, "identity.y", x.x);
+    const Var from = SplitLast(x, 1, x.x.dim(-1)), to = SplitLast(y, 1, x.x.dim(-1));
+    const QkNormRopeFwd copy{.x = from.x, .y = to.x};
+    tape.Run(c, copy, QkNormRopeBwd{copy, to.dx, GradOf(from), {}});
+    return y;
+  }
   MixerState NewState(Context&, int64_t, int64_t capacity) const override {
     return {{}, 0, capacity};
   }

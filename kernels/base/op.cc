@@ -1,0 +1,34 @@
+#include "kernels/base/op.h"
+
+#include <cstring>
+
+namespace weft {
+
+void Zero(Stream& stream, const TensorView& view) {
+  Check(view.contiguous(), view.name(), ": only dense memory can be zeroed, found ",
+        view.ToString());
+  if (auto* plan = std::get_if<PlanStream>(&stream)) {
+    plan->bytes += static_cast<double>(view.bytes());
+    return;
+  }
+#ifdef WEFT_CUDA
+  if (auto* cuda = std::get_if<CudaStream>(&stream)) return cuda->Zero(view.data(), view.bytes());
+#endif
+  std::memset(view.data(), 0, static_cast<size_t>(view.bytes()));
+}
+
+void Copy(Stream& stream, const TensorView& to, const TensorView& from) {
+  Check(to.contiguous() && from.contiguous() && to.bytes() == from.bytes(), to.name(),
+        ": cannot be copied from ", from.ToString(), " to ", to.ToString());
+  if (auto* plan = std::get_if<PlanStream>(&stream)) {
+    plan->bytes += 2 * static_cast<double>(to.bytes());
+    return;
+  }
+#ifdef WEFT_CUDA
+  if (auto* cuda = std::get_if<CudaStream>(&stream))
+    return cuda->Copy(to.data(), from.data(), from.bytes());
+#endif
+  std::memcpy(to.data(), from.data(), static_cast<size_t>(from.bytes()));
+}
+
+}  // namespace weft
