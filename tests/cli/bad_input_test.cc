@@ -231,7 +231,7 @@ const std::vector<Case> kCases = {
     {"TooManyTokens", "", "finish --train.steps=1000000000000 --train.batch=1000000", 2,
      {"tokens, expected at most"}},
     {"ModelOutOfMemory", "", "finish --model.d_model=65536 --model.layers=100", 5,
-     {"out of memory", "the machine has"}},
+     {"out of memory", "this process may use"}},
     {"BatchOutOfMemory", "", "finish --train.batch=1000000 --train.length=1048576", 5,
      {"out of memory", "1000000 rows of 1048576 tokens", "raise train.accumulate"}},
     {"RowsOutOfMemory", "",

@@ -280,6 +280,24 @@ TEST_F(Resume, SeedsOfDataAndWeightsAreIndependent) {
   EXPECT_NE(init.loss, base.loss);
 }
 
+TEST_F(Resume, EvaluationFitsIntoThePlan) {
+  // Longer than training, so that one row of it needs more than a training pass.
+  const auto near = Make(kStages, {"train.batch=1", "task.max_difficulty=200"}),
+             far = Make(kStages,
+                        {"train.batch=1", "task.max_difficulty=200", "eval.difficulties=2,200"});
+  EXPECT_GT(PlanRun(*far).memory_bytes, PlanRun(*near).memory_bytes);
+  for (Experiment* e : {near.get(), far.get()}) {
+    EXPECT_LT(PlanRun(*e, false).memory_bytes, PlanRun(*e).memory_bytes);
+    Stream stream(std::in_place_type<CpuStream>, 1);
+    Trainer trainer(*e, stream), evaluation(*e, stream, /*training=*/false);
+    const auto scores = trainer.Evaluate(), alone = evaluation.Evaluate();
+    ASSERT_EQ(scores.size(), alone.size());
+    for (size_t i = 0; i < scores.size(); ++i) EXPECT_EQ(scores[i].score.nll, alone[i].score.nll);
+    trainer.Step();
+    EXPECT_THROW(evaluation.Step(), Error);
+  }
+}
+
 TEST_F(Resume, DivergenceChangesNothing) {
   const auto e = Make(kStages);
   Stream stream(std::in_place_type<CpuStream>, 1);

@@ -224,6 +224,39 @@ TEST(Files, LeftoversOfKilledProcessesAreRemoved) {
   EXPECT_EQ(NamesIn(scratch.path()), std::vector<std::string>{"keep.tmp"});
 }
 
+TEST(MemoryLimit, IsTheSmallestOfTheMachineAndTheControlGroups) {
+  const Scratch scratch;
+  const std::string groups = scratch / "cgroup", mount = scratch / "mount";
+  const auto limit = [&](const std::string& text) {
+    Overwrite(groups, text);
+    return MemoryLimit(groups, mount);
+  };
+  const int64_t machine = MemoryLimit(scratch / "none", mount);
+  EXPECT_GT(machine, 1 << 20);
+  const auto write = [&](const std::string& path, const std::string& text) {
+    fs::create_directories(fs::path(mount + path).parent_path());
+    Overwrite(mount + path, text + "\n");
+  };
+  EXPECT_EQ(limit("0::/a/b\n"), machine);
+  write("/a/b/memory.max", "max");
+  write("/a/memory.max", "5000000");
+  EXPECT_EQ(limit("0::/a/b\n"), 5000000) << "the limit of a group above";
+  write("/a/b/memory.max", "4000000");
+  EXPECT_EQ(limit("0::/a/b\n"), 4000000);
+  EXPECT_EQ(limit("0::/a\n"), 5000000);
+  EXPECT_EQ(limit("0::/other\n"), machine);
+  write("/memory.max", "6000000");
+  EXPECT_EQ(limit("0::/other\n"), 6000000) << "in a container";
+
+  write("/memory/docker/memory.limit_in_bytes", "3000000");
+  write("/memory/memory.limit_in_bytes", "9223372036854771712");
+  EXPECT_EQ(limit("9:name=systemd:/docker\n8:cpu,memory:/docker\n"), 3000000);
+  EXPECT_EQ(limit("9:memory_other:/docker\n"), machine);
+  EXPECT_EQ(limit("8:memory:/x\n"), machine);
+  EXPECT_EQ(limit("4:memory:/docker\n0::/a\n"), 3000000);
+  EXPECT_EQ(limit("broken\n\n:\n"), machine);
+}
+
 // Journal -----------------------------------------------------------------------------------------
 
 TEST(Journal, NumbersRoundTrip) {
