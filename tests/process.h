@@ -41,6 +41,7 @@ inline std::string Slurp(const std::string& path) {
 }
 
 inline void Spill(const std::string& path, const std::string& bytes) {
+  std::filesystem::remove(path);  // truncating in place would wait for the disk
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
@@ -96,6 +97,17 @@ class Process {
   pid_t pid_ = 0;
   int status_ = 0;
 };
+
+// What a Python program prints; the test fails when the program does.
+inline std::string Python(const Scratch& scratch, const std::string& program,
+                          const std::vector<std::string>& arguments = {}) {
+  Spill(scratch / "program.py", program);
+  std::vector<std::string> command = {"/usr/bin/python3", "program.py"};
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  Process process(scratch.path(), command);
+  EXPECT_EQ(process.Wait(), 0) << process.err();
+  return process.out();
+}
 
 // A program of this build.
 inline std::string Program(const std::string& name) {

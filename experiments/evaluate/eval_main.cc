@@ -27,7 +27,7 @@ int Main(CLI::App& app, int argc, char** argv) {
   }
   const auto e = LoadExperiment(run, overrides);
   Stream stream(std::in_place_type<CpuStream>, static_cast<int>(e->threads));
-  Trainer trainer(*e, stream);
+  Trainer trainer(*e, stream, /*training=*/false);
   const int64_t step = LoadNewestModel(run, trainer.model());
   const auto evaluations = trainer.Evaluate();
   if (evaluations.empty()) {

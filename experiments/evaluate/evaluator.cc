@@ -12,11 +12,20 @@ Score Mean(Score sums) {
 
 }  // namespace
 
-Score Evaluator::OnTask(const Task& task, uint64_t seed, int64_t difficulty, int64_t samples) {
+Evaluator::Shape Evaluator::TaskShape(const Task& task, int64_t difficulty, int64_t tokens) {
   const int64_t length = (task.MaxLength(difficulty) + 63) / 64 * 64;
+  return {std::max<int64_t>(1, tokens / length), length};
+}
+
+Evaluator::Shape Evaluator::TextShape(int64_t length, int64_t rows, int64_t tokens) {
+  return {std::clamp<int64_t>(tokens / length, 1, rows), length};
+}
+
+Score Evaluator::OnTask(const Task& task, uint64_t seed, int64_t difficulty, int64_t samples) {
   const TaskSource source(task, seed, Split::kEval, difficulty, /*strict=*/true,
                           TaskSource::Labels::kAnswers);
-  Batch batch(std::max<int64_t>(1, tokens_ / length), length);
+  const Shape shape = TaskShape(task, difficulty, tokens_);
+  Batch batch(shape.rows, shape.length);
   Score sums;
   for (int64_t next = 0; next < samples;) {
     int64_t rows = 0;
@@ -29,7 +38,7 @@ Score Evaluator::OnTask(const Task& task, uint64_t seed, int64_t difficulty, int
 
 Score Evaluator::OnText(const TextSource& source, int64_t length, int64_t rows) {
   rows = std::min(rows, source.windows());
-  Batch batch(std::clamp<int64_t>(tokens_ / length, 1, rows), length);
+  Batch batch(TextShape(length, rows, tokens_).rows, length);
   Score sums;
   for (int64_t first = 0; first < rows; first += batch.B()) {
     const int64_t n = std::min(batch.B(), rows - first);
@@ -40,19 +49,11 @@ Score Evaluator::OnText(const TextSource& source, int64_t length, int64_t rows) 
 }
 
 void Evaluator::Add(Batch& batch, int64_t rows, Score& sums) {
-  const auto pass = [&](Stream& stream, Arena& arena) {
-    Context c{stream, arena};
-    Tape tape(/*recording=*/false);
-    return model_.LossOf(c, tape, batch.tokens(0, rows), batch.labels(0, rows),
-                         batch.documents(0, rows));
-  };
-  Arena plan(Arena::Mode::kPlan, 0);
-  Stream counter(std::in_place_type<PlanStream>);
-  pass(counter, plan);
-  if (!arena_ || arena_->capacity() < plan.peak())
-    arena_ = std::make_unique<Arena>(kArenaMode, plan.peak());
-  arena_->Reset();
-  const Model::Loss loss = pass(stream_, *arena_);
+  arena_.Reset();
+  Context c{stream_, arena_};
+  Tape tape(/*recording=*/false);
+  const Model::Loss loss = model_.LossOf(c, tape, batch.tokens(0, rows), batch.labels(0, rows),
+                                         batch.documents(0, rows));
   const int32_t* labels = batch.labels(0, rows).Data<int32_t>();
   const auto nll = loss.nll.As<float, 1>(), correct = loss.correct.As<float, 1>();
   for (int64_t i = 0; i < rows * batch.T(); ++i) {

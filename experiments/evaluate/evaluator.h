@@ -1,8 +1,6 @@
 #pragma once
 // Evaluation of a model: strict accuracy on fresh samples of a task, loss of held-out text.
 
-#include <memory>
-
 #include "arch/blocks/model.h"
 #include "experiments/data/batch.h"
 #include "experiments/data/source.h"
@@ -18,9 +16,17 @@ struct Score {
 
 class Evaluator {
  public:
-  // Passes have at most `tokens` tokens, or one row.
-  Evaluator(const Model& model, Stream& stream, int64_t tokens)
-      : model_(model), stream_(stream), tokens_(tokens) {}
+  // Passes have at most `tokens` tokens, or one row. Their activations are in `arena`, which is
+  // reset for each.
+  Evaluator(const Model& model, Stream& stream, Arena& arena, int64_t tokens)
+      : model_(model), stream_(stream), arena_(arena), tokens_(tokens) {}
+
+  // The largest pass of such an evaluation.
+  struct Shape {
+    int64_t rows, length;
+  };
+  static Shape TaskShape(const Task& task, int64_t difficulty, int64_t tokens);
+  static Shape TextShape(int64_t length, int64_t rows, int64_t tokens);
 
   // The answers of the evaluation samples 0, ..., samples - 1 of that difficulty, without
   // intermediate supervision.
@@ -33,8 +39,8 @@ class Evaluator {
   void Add(Batch& batch, int64_t rows, Score& sums);
   const Model& model_;
   Stream& stream_;
+  Arena& arena_;
   int64_t tokens_;
-  std::unique_ptr<Arena> arena_;
 };
 
 }  // namespace weft

@@ -30,6 +30,10 @@ std::string CpuModel() {
   return "unknown";
 }
 
+int64_t MemoryOfMachine() {
+  return int64_t{sysconf(_SC_PHYS_PAGES)} * int64_t{sysconf(_SC_PAGESIZE)};
+}
+
 template <class T>
 std::vector<T> Elements(const Json& json) {
   return json.get<std::vector<T>>();
@@ -51,11 +55,34 @@ Setting::Value ToValue(const Json& json) {
 
 }  // namespace
 
+int64_t MemoryLimit(const std::string& groups, const std::string& mount) {
+  int64_t limit = MemoryOfMachine();
+  std::ifstream lines(groups);
+  for (std::string line; std::getline(lines, line);) {
+    // "0::/path" is version 2, "9:cpu,memory:/path" version 1.
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    std::string folder = mount, file = "memory.max";
+    if (controllers != ",,") {
+      if (controllers.find(",memory,") == std::string::npos) continue;
+      folder += "/memory", file = "memory.limit_in_bytes";
+    }
+    // In a container, the path may be the host's and the limit in the mount's root.
+    for (std::filesystem::path group = line.substr(second + 1);; group = group.parent_path()) {
+      std::ifstream in(folder + group.string() + "/" + file);
+      int64_t bytes;
+      if (in >> bytes) limit = std::min(limit, bytes);  // "max": no limit
+      if (group == group.parent_path()) break;
+    }
+  }
+  return limit;
+}
+
 Attributes DescribeEnvironment(const std::vector<std::string>& command_line) {
   utsname system = {};
   uname(&system);
   std::error_code ignored;
-  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * int64_t{sysconf(_SC_PAGESIZE)};
   return {{"weft_version", std::string(kWeftVersion)},
           {"git_commit", std::string(kGitCommit)},
           {"git_dirty", kGitDirty},
@@ -69,7 +96,7 @@ Attributes DescribeEnvironment(const std::vector<std::string>& command_line) {
           {"os", Cat(system.sysname, " ", system.release, " ", system.machine)},
           {"cpu", CpuModel()},
           {"cpu_cores", int64_t{std::thread::hardware_concurrency()}},
-          {"memory_bytes", memory}};
+          {"memory_bytes", MemoryOfMachine()}};
 }
 
 std::string BuildDescription() {

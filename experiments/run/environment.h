@@ -12,6 +12,11 @@ namespace weft {
 // directory, start_time, hostname, os, cpu, cpu_cores, memory_bytes.
 Attributes DescribeEnvironment(const std::vector<std::string>& command_line);
 
+// Bytes that this process may use: the machine's memory or the smallest limit of the control groups
+// (versions 1 and 2) that it is in. `groups` lists them, `mount` is where they are found.
+int64_t MemoryLimit(const std::string& groups = "/proc/self/cgroup",
+                    const std::string& mount = "/sys/fs/cgroup");
+
 // "weft 0.1.0 (commit 0123456789ab, modified) on <host>, pid 42"
 std::string BuildDescription();
 

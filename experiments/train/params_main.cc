@@ -59,8 +59,10 @@ int Main(CLI::App& app, int argc, char** argv) {
              plan.training_flops_per_token);
   fmt::print("decode state        {:>16}   bytes per sequence of {} tokens, f32\n",
              plan.state_bytes, experiment->train.length);
-  fmt::print("memory              {:>16}   bytes: parameters, gradients, moments, activations\n",
-             plan.memory_bytes);
+  fmt::print(
+      "memory              {:>16}   bytes: parameters, gradients, moments, activations of training "
+      "or evaluation\n",
+      plan.memory_bytes);
   fmt::print("tokens              {:>16}   of the whole run\n", plan.tokens);
   return 0;
 }

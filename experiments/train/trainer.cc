@@ -1,10 +1,9 @@
 #include "experiments/train/trainer.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 
+#include "experiments/run/environment.h"
 #include "experiments/run/files.h"
 #include "kernels/adamw/adamw.h"
 #include "kernels/cross_entropy/cross_entropy.h"
@@ -56,14 +55,72 @@ std::string FingerprintOf(const Text& text) {
   return ChecksumHex(checksums);
 }
 
-int64_t MemoryOfMachine() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) *
-         static_cast<int64_t>(sysconf(_SC_PAGE_SIZE));
+std::vector<int64_t> EvaluatedDifficulties(const Experiment& e,
+                                           const std::vector<CurriculumStage>& stages) {
+  std::vector<int64_t> all = e.eval.difficulties;
+  if (all.empty()) {
+    for (const CurriculumStage& stage : stages) all.push_back(stage.difficulty);
+  }
+  return all;
+}
+
+// The largest pass of every evaluation that the run makes.
+std::vector<Evaluator::Shape> EvaluationShapes(const Experiment& e, int64_t tokens) {
+  if (!e.task) {
+    if (e.data.held_out == 0) return {};
+    return {Evaluator::TextShape(e.train.length, e.eval.rows, tokens)};
+  }
+  std::vector<Evaluator::Shape> shapes;
+  const std::unique_ptr<Task> task = e.task->Make();
+  const std::vector<CurriculumStage> stages = task->Curriculum();
+  try {
+    for (const int64_t n : EvaluatedDifficulties(e, stages))
+      shapes.push_back(Evaluator::TaskShape(*task, n, tokens));
+  } catch (const Error& error) {
+    Fail(error.code(), "eval.difficulties: ", error.what());
+  }
+  for (const CurriculumStage& stage : stages) {
+    if (stage.promote_accuracy > 0)
+      shapes.push_back(Evaluator::TaskShape(*task, stage.difficulty, tokens));
+  }
+  return shapes;
+}
+
+struct PassCost {
+  int64_t bytes;
+  double flops;
+};
+
+// A pass without memory behind it.
+PassCost PlanPass(const Model& model, Evaluator::Shape shape, double z_loss, bool recording) {
+  if (shape.rows * shape.length > kLargestPass) {
+    Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", shape.rows, " rows of ",
+         shape.length, " tokens, expected at most ", kLargestPass,
+         " tokens; raise train.accumulate or reduce train.batch, train.length or "
+         "eval.difficulties");
+  }
+  Arena activations(Arena::Mode::kPlan, 0), inputs(Arena::Mode::kPlan, 0);
+  Stream stream(std::in_place_type<PlanStream>);
+  const auto input = [&] { return inputs.Alloc(DType::kI32, {shape.rows, shape.length}, "input"); };
+  Context c{stream, activations};
+  Tape tape(recording);
+  const TensorView tokens = input(), labels = input();
+  try {
+    const Model::Loss loss = model.LossOf(c, tape, tokens, labels, Documents{input()}, z_loss, 1);
+    if (recording) {
+      tape.Seed(loss.total);
+      tape.Backward(stream);
+    }
+  } catch (const Error& error) {
+    // What an op refuses before it has seen data is a setting.
+    Fail(ExitCode::kUsage, error.what());
+  }
+  return {activations.peak(), std::get<PlanStream>(stream).flops};
 }
 
 }  // namespace
 
-RunPlan PlanRun(const Experiment& e) {
+RunPlan PlanRun(const Experiment& e, bool training) {
   Model model(ModelFor(e, VocabOf(e)), *e.mixers);
   RunPlan plan;
   plan.parameters = model.Count();
@@ -75,37 +132,21 @@ RunPlan PlanRun(const Experiment& e) {
   plan.tokens = e.train.steps * e.train.batch * e.train.length;
 
   const int64_t rows = e.train.batch / e.train.accumulate;
-  if (rows * e.train.length > kLargestPass) {
-    Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", rows, " rows of ", e.train.length,
-         " tokens, expected at most ", kLargestPass,
-         " tokens; raise train.accumulate or reduce train.batch or train.length");
+  Arena parameters(Arena::Mode::kPlan, 0);
+  model.params().Allocate(parameters, DType::kF32, training);
+  if (training) {
+    const PassCost cost = PlanPass(model, {rows, e.train.length}, e.optim.z_loss, true);
+    plan.training_flops_per_token = cost.flops / static_cast<double>(rows * e.train.length);
+    plan.activation_bytes = cost.bytes;
   }
-  Arena parameters(Arena::Mode::kPlan, 0), activations(Arena::Mode::kPlan, 0);
-  model.params().Allocate(parameters, DType::kF32, /*training=*/true);
-  Stream stream(std::in_place_type<PlanStream>);
-  // Views without memory behind them: a plan reads no element.
-  Arena inputs(Arena::Mode::kPlan, 0);
-  const auto input = [&] { return inputs.Alloc(DType::kI32, {rows, e.train.length}, "input"); };
-  Context c{stream, activations};
-  Tape tape(/*recording=*/true);
-  const TensorView tokens = input(), labels = input();
-  try {
-    const Model::Loss loss =
-        model.LossOf(c, tape, tokens, labels, Documents{input()}, e.optim.z_loss, 1);
-    tape.Seed(loss.total);
-    tape.Backward(stream);
-  } catch (const Error& error) {
-    // What an op refuses before it has seen data is a setting.
-    Fail(ExitCode::kUsage, error.what());
+  for (const Evaluator::Shape& shape : EvaluationShapes(e, rows * e.train.length)) {
+    plan.activation_bytes = std::max(plan.activation_bytes, PlanPass(model, shape, 0, false).bytes);
   }
-  plan.training_flops_per_token =
-      std::get<PlanStream>(stream).flops / static_cast<double>(rows * e.train.length);
-  plan.activation_bytes = activations.peak();
-  plan.memory_bytes = parameters.peak() + activations.peak();
+  plan.memory_bytes = parameters.peak() + plan.activation_bytes;
   return plan;
 }
 
-Trainer::Trainer(const Experiment& e, Stream& stream) : e_(e), stream_(stream) {
+Trainer::Trainer(const Experiment& e, Stream& stream, bool training) : e_(e), stream_(stream) {
   if (e.task) {
     task_ = e.task->Make();
     stages_ = task_->Curriculum();
@@ -124,25 +165,26 @@ Trainer::Trainer(const Experiment& e, Stream& stream) : e_(e), stream_(stream) {
           std::make_unique<TextSource>(*text_, Split::kEval, e.DataSeed(), e.train.length);
     }
   }
-  const RunPlan plan = PlanRun(e);
+  const RunPlan plan = PlanRun(e, training);
   const int64_t needed = plan.memory_bytes + Batch::Bytes(e.train.batch, e.train.length);
-  if (needed > MemoryOfMachine()) {
+  if (needed > MemoryLimit()) {
     Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", needed >> 20,
-         " MiB (activations ", plan.activation_bytes >> 20, " MiB), the machine has ",
-         MemoryOfMachine() >> 20,
-         " MiB; raise train.accumulate or reduce train.batch, train.length or the model");
+         " MiB (activations ", plan.activation_bytes >> 20, " MiB), this process may use ",
+         MemoryLimit() >> 20,
+         " MiB; raise train.accumulate or reduce train.batch, train.length, eval.difficulties or "
+         "the model");
   }
   model_ = std::make_unique<Model>(ModelFor(e, VocabOf(e)), *e.mixers);
   parameters_.emplace(kArenaMode, plan.memory_bytes - plan.activation_bytes);
   activations_.emplace(kArenaMode, plan.activation_bytes);
-  model_->params().Allocate(*parameters_, DType::kF32, /*training=*/true);
+  model_->params().Allocate(*parameters_, DType::kF32, training);
   model_->params().Initialise(e.InitSeed());
-  evaluator_ = std::make_unique<Evaluator>(*model_, stream_,
+  evaluator_ = std::make_unique<Evaluator>(*model_, stream_, *activations_,
                                            e.train.batch / e.train.accumulate * e.train.length);
-  batch_.emplace(e.train.batch, e.train.length);
+  if (training) batch_.emplace(e.train.batch, e.train.length);
 }
 
-// What a later stage or the last evaluation would trip over is found before the first step.
+// What a later stage would trip over is found before the first step.
 void Trainer::CheckTask() const {
   int64_t begin = 0;  // the earliest step of the stage
   for (const CurriculumStage& stage : stages_) {
@@ -150,13 +192,6 @@ void Trainer::CheckTask() const {
     TaskSource::CheckLength(*task_, stage.difficulty, e_.train.length);
     begin +=
         stage.promote_accuracy > 0 ? std::min(stage.steps, e_.train.curriculum_every) : stage.steps;
-  }
-  for (const int64_t n : e_.eval.difficulties) {
-    try {
-      task_->MaxLength(n);
-    } catch (const Error& error) {
-      Fail(error.code(), "eval.difficulties: ", error.what());
-    }
   }
 }
 
@@ -172,6 +207,7 @@ const Source& Trainer::CurrentSource() {
 }
 
 Trainer::StepResult Trainer::Step() {
+  Check(batch_.has_value(), "Trainer::Step: this trainer was made for evaluation only");
   StepResult result{};
   result.lr = LearningRate(e_.optim, progress_.step, e_.train.steps);
   batch_->Fill(CurrentSource(), progress_.rows);
@@ -244,11 +280,7 @@ void Trainer::AdvanceCurriculum() {
 std::vector<Trainer::Evaluation> Trainer::Evaluate() {
   std::vector<Evaluation> all;
   if (task_) {
-    std::vector<int64_t> difficulties = e_.eval.difficulties;
-    if (difficulties.empty()) {
-      for (const CurriculumStage& stage : stages_) difficulties.push_back(stage.difficulty);
-    }
-    for (const int64_t n : difficulties) {
+    for (const int64_t n : EvaluatedDifficulties(e_, stages_)) {
       all.push_back(
           {e_.task_name, n, evaluator_->OnTask(*task_, e_.DataSeed(), n, e_.eval.samples)});
     }

@@ -22,14 +22,16 @@ struct RunPlan {
   double training_flops_per_token = 0;  // forward and backward, counted from the ops of one step
   int64_t state_bytes = 0;              // decode state of one sequence of train.length tokens
   int64_t memory_bytes = 0;             // parameters, gradients, moments and activations
-  int64_t activation_bytes = 0;
-  int64_t tokens = 0;  // of the whole run
+  int64_t activation_bytes = 0;         // of a training pass or of evaluation, whichever needs more
+  int64_t tokens = 0;                   // of the whole run
 };
-RunPlan PlanRun(const Experiment& experiment);
+// Without training: what evaluation alone needs, and no training FLOPs.
+RunPlan PlanRun(const Experiment& experiment, bool training = true);
 
 class Trainer {
  public:
-  Trainer(const Experiment& experiment, Stream& stream);
+  // Without training, there is memory for Evaluate but none for Step.
+  Trainer(const Experiment& experiment, Stream& stream, bool training = true);
 
   struct StepResult {
     double loss;       // nats per label, without z-loss

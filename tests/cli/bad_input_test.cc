@@ -9,32 +9,22 @@
 #include <map>
 #include <thread>
 
-#include "experiments/run/checkpoint.h"
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
-#include "kernels/base/check.h"
-#include "tests/process.h"
+#include "tests/runs.h"
 
 namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kTinyToml = R"(study = "tiny"
+const std::string kTinyToml = std::string(R"(study = "tiny"
 threads = 1
 [task]
 name = "state_tracking"
 difficulties = [4, 8]
 stage_steps = [3, 0]
-[model]
-d_model = 16
-layers = 2
-pattern = ["gated_delta", "attention"]
-[mixer.attention]
-heads = 2
-[mixer.gated_delta]
-heads = 2
-[train]
+)") + kSmallModel + R"([train]
 steps = 8
 batch = 4
 length = 64
@@ -65,11 +55,10 @@ rows = 4
 )";
 
 // Every script starts in a directory with tiny.toml, text.toml and text.
-const std::string kPrelude = R"bash(
+constexpr char kPrelude[] = R"bash(
 export LC_ALL=C
-train=)bash" + Program("train") +
-                             "; eval=" + Program("eval") + "; params=" + Program("params") +
-                             "; task=" + Program("task") + R"bash(
+export PATH=')bash" WEFT_BIN_DIR R"bash(':$PATH
+train=weft-train; eval=weft-eval; params=weft-params; task=weft-task
 run='out/*/*'
 finish() { $train ${config:-tiny.toml} --out out "$@"; }
 # What a kill after the first checkpoint leaves.
@@ -231,7 +220,7 @@ const std::vector<Case> kCases = {
     {"TooManyTokens", "", "finish --train.steps=1000000000000 --train.batch=1000000", 2,
      {"tokens, expected at most"}},
     {"ModelOutOfMemory", "", "finish --model.d_model=65536 --model.layers=100", 5,
-     {"out of memory", "the machine has"}},
+     {"out of memory", "this process may use"}},
     {"BatchOutOfMemory", "", "finish --train.batch=1000000 --train.length=1048576", 5,
      {"out of memory", "1000000 rows of 1048576 tokens", "raise train.accumulate"}},
     {"RowsOutOfMemory", "",
@@ -417,9 +406,7 @@ class Sandbox {
   Sandbox() {
     Spill(scratch_ / "tiny.toml", kTinyToml);
     Spill(scratch_ / "text.toml", kTextToml);
-    std::string text;
-    for (int i = 0; i < 4000; ++i) text += std::to_string(i * i) + (i % 7 == 6 ? "\n" : " ");
-    Spill(scratch_ / "text", text);
+    Spill(scratch_ / "text", Squares(4000));
   }
   // Runs a bash script; returns its exit code. Its output is in out() and err().
   int Bash(const std::string& script) {
@@ -435,11 +422,9 @@ class Sandbox {
   const std::string& path() const { return scratch_.path(); }
   // The one run below `out`.
   std::string Run(const std::string& out = "out") const {
-    for (const auto& study : fs::directory_iterator(scratch_ / out)) {
-      for (const auto& run : fs::directory_iterator(study)) return run.path().string();
-    }
-    ADD_FAILURE() << "there is no run in " << out;
-    return "";
+    const std::string run = RunBelow(scratch_ / out);
+    EXPECT_NE(run, "") << "there is no run in " << out;
+    return run;
   }
 
  private:
@@ -482,29 +467,9 @@ INSTANTIATE_TEST_SUITE_P(Cli, BadInput, testing::ValuesIn(kCases),
 
 // What a run must be able to live through
 
-// The journal without the columns that measure time.
-std::string Deterministic(const std::string& run) {
-  std::string text;
-  for (const H5Table& table : ReadJournal(run + "/journal.jsonl").tables) {
-    for (const H5Column& column : table.columns) {
-      if (column.unit == "s" || column.unit == "token/s") continue;
-      text += table.name + " " + column.name;
-      for (const double x : table.Numbers(column.name)) text += Cat(" ", std::hexfloat, x);
-      text += "\n";
-    }
-  }
-  return text;
-}
-
 void ExpectSameEnd(const std::string& run, const std::string& straight) {
   EXPECT_EQ(ReadStatus(run).state, RunState::kDone);
-  EXPECT_EQ(Deterministic(run), Deterministic(straight));
-  const auto end = FindLatest(run), expected = FindLatest(straight);
-  ASSERT_TRUE(end && expected);
-  EXPECT_EQ(end->step, expected->step);
-  for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
-    EXPECT_TRUE(Slurp(end->path + file) == Slurp(expected->path + file)) << file;
-  }
+  ExpectSameRuns(run, straight);
   EXPECT_EQ(ReadTable(run + "/run.h5", "/train").rows(),
             ReadTable(straight + "/run.h5", "/train").rows());
 }

@@ -11,6 +11,7 @@
 
 #include "experiments/run/files.h"
 #include "experiments/run/h5.h"
+#include "tests/process.h"
 
 namespace weft {
 namespace {
@@ -28,14 +29,8 @@ struct Output {
 
 class PlotTest : public testing::Test {
  protected:
-  PlotTest() {
-    std::string name = testing::TempDir() + "weft_plot_XXXXXX";
-    root_ = mkdtemp(name.data());
-  }
-  ~PlotTest() override { fs::remove_all(root_); }
-
   Output Call(const std::string& arguments) const {
-    const std::string command = "cd " + root_ + " && " WEFT_SOURCE_DIR "/analysis/weft-plot " +
+    const std::string command = "cd '" + root_ + "' && '" WEFT_SOURCE_DIR "/analysis/weft-plot' " +
                                 arguments + " >out.txt 2>err.txt";
     const int status = std::system(command.c_str());
     return {WEXITSTATUS(status), ReadFile(root_ + "/out.txt"), ReadFile(root_ + "/err.txt")};
@@ -142,7 +137,8 @@ class PlotTest : public testing::Test {
              {"/settings", {{"model.pattern", pattern}, {"seed", int64_t{0}}}}});
   }
 
-  std::string root_;
+  Scratch scratch_;
+  const std::string root_ = scratch_.path();
 };
 
 TEST_F(PlotTest, ASweepBecomesFiguresAndTheTableOfItsLastEvaluations) {

@@ -23,6 +23,7 @@
 #include "kernels/base/check.h"
 #include "sweeps/pool.h"
 #include "sweeps/study.h"
+#include "tests/process.h"
 
 namespace weft {
 namespace {
@@ -180,14 +181,11 @@ struct Output {
 class SweepTest : public testing::Test {
  protected:
   SweepTest() {
-    std::string name = testing::TempDir() + "weft_sweep_XXXXXX";
-    root_ = mkdtemp(name.data());
     fs::create_directories(root_ + "/bin");
     fs::copy_file(WEFT_BIN_DIR "/weft-sweep", root_ + "/bin/weft-sweep");
     fs::copy_file(fs::read_symlink("/proc/self/exe"), root_ + "/bin/weft-train");
     Write("base.toml", "[task]\nname = \"recall\"\n");
   }
-  ~SweepTest() override { fs::remove_all(root_); }
 
   void Write(const std::string& name, const std::string& text) const {
     fs::create_directories(fs::path(root_ + "/" + name).parent_path());
@@ -246,7 +244,8 @@ class SweepTest : public testing::Test {
     return count;
   }
 
-  std::string root_;
+  Scratch scratch_;
+  const std::string root_ = scratch_.path();
 };
 
 constexpr const char* kHead = "question = \"Who wins?\"\nbase = \"base.toml\"\n";
@@ -694,8 +693,8 @@ TEST_F(SweepSignalTest, InterruptionExitsWith130) {
 }
 
 TEST_F(SweepSignalTest, ACellThatAnotherProcessTrainsIsWaitedFor) {
-  const std::string command = "cd " + root_ +
-                              " && bin/weft-train base.toml --set study=s --set "
+  const std::string command = "cd '" + root_ +
+                              "' && bin/weft-train base.toml --set study=s --set "
                               "'model.pattern=[\"gated_delta\"]' --set seed=0 "
                               "--set fault.step_ms=100 --set train.steps=8 &";
   ASSERT_EQ(std::system(command.c_str()), 0);

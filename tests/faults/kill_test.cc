@@ -12,11 +12,9 @@
 #include <random>
 #include <thread>
 
-#include "experiments/run/checkpoint.h"
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
-#include "kernels/base/check.h"
-#include "tests/process.h"
+#include "tests/runs.h"
 
 namespace weft {
 namespace {
@@ -25,16 +23,7 @@ namespace fs = std::filesystem;
 
 // A cycle of ten steps, an evaluation, a checkpoint and a snapshot spends about as long in each.
 constexpr int64_t kSteps = 400, kCycle = 10;
-const std::string kCommon = R"(
-[model]
-d_model = 16
-layers = 2
-pattern = ["gated_delta", "attention"]
-[mixer.attention]
-heads = 2
-[mixer.gated_delta]
-heads = 2
-[optim]
+const std::string kCommon = std::string(kSmallModel) + R"([optim]
 schedule = "cosine"
 warmup = 20
 [train]
@@ -71,36 +60,21 @@ int64_t FromEnvironment(const char* name, int64_t fallback) {
   return text ? std::atoll(text) : fallback;
 }
 
-// The journal without the columns that measure time.
-std::string Deterministic(const std::string& run) {
-  std::string text;
-  for (const H5Table& table : ReadJournal(run + "/journal.jsonl").tables) {
-    for (const H5Column& column : table.columns) {
-      if (column.unit == "s" || column.unit == "token/s") continue;
-      text += table.name + " " + column.name;
-      for (const double x : table.Numbers(column.name)) text += Cat(" ", std::hexfloat, x);
-      text += "\n";
-    }
-  }
-  return text;
-}
-
 // What h5py reads from run.h5: the number of training steps; fails unless they are 1, 2, ... and
 // all of the file is readable. 0 when there is no file.
 int64_t StepsInH5(const Scratch& scratch, const std::string& run) {
   const std::string file = run + "/run.h5";
   if (!fs::exists(file)) return 0;
-  Spill(scratch / "check.py", R"(import sys, h5py
+  const std::string printed = Python(scratch, R"(import sys, h5py
 with h5py.File(sys.argv[1], "r") as f:
     f.visititems(lambda name, item: item[()] if isinstance(item, h5py.Dataset) else None)
     assert len(f["settings"].attrs) > 0 and len(f["environment"].attrs) > 0
     steps = list(f["train"]["step"])
     assert steps == list(range(1, len(steps) + 1)), steps
     print(len(steps))
-)");
-  Process python(scratch.path(), {"/usr/bin/python3", "check.py", file});
-  EXPECT_EQ(python.Wait(), 0) << file << ": " << python.err();
-  return std::atoll(python.out().c_str());
+)",
+                                     {file});
+  return std::atoll(printed.c_str());
 }
 
 int64_t LastStep(const H5Table& table) {
@@ -146,37 +120,23 @@ class Kill : public testing::Test {
   Kill() {
     Spill(scratch_ / "task.toml", kTask);
     Spill(scratch_ / "text.toml", kText);
-    std::string text;
-    for (int i = 0; i < 8000; ++i) text += std::to_string(i * i) + (i % 7 == 6 ? "\n" : " ");
-    Spill(scratch_ / "text", text);
-  }
-
-  // The one run of a study in `out`, "" while there is none.
-  std::string RunOf(const std::string& out, const std::string& study) const {
-    const std::string folder = scratch_ / (out + "/" + study);
-    if (!fs::exists(folder)) return "";
-    for (const auto& entry : fs::directory_iterator(folder)) return entry.path().string();
-    return "";
+    Spill(scratch_ / "text", Squares(8000));
   }
 
   Study Straight(const std::string& name) {
     const auto start = std::chrono::steady_clock::now();
-    Process process(scratch_.path(), {Program("train"), name + ".toml", "--out", "straight"});
+    const std::string out = "straight-" + name;
+    Process process(scratch_.path(), {Program("train"), name + ".toml", "--out", out});
     EXPECT_EQ(process.Wait(), 0) << process.err();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    return {name, RunOf("straight", name), seconds.count()};
+    return {name, RunBelow(scratch_ / out), seconds.count()};
   }
 
   void ExpectSameEnd(const std::string& run, const Study& study) {
     EXPECT_EQ(ReadStatus(run).state, RunState::kDone);
     EXPECT_EQ(StepsInH5(scratch_, run), kSteps);
-    EXPECT_TRUE(Deterministic(run) == Deterministic(study.straight)) << "the journals differ";
-    const auto end = FindLatest(run), expected = FindLatest(study.straight);
-    ASSERT_TRUE(end && expected);
-    EXPECT_EQ(end->step, kSteps);
-    for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
-      EXPECT_TRUE(Slurp(end->path + file) == Slurp(expected->path + file)) << file << " differs";
-    }
+    ExpectSameRuns(run, study.straight);
+    EXPECT_EQ(ReadStatus(run).step, kSteps);
     for (const auto& entry : fs::recursive_directory_iterator(run)) {
       EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
     }
@@ -191,7 +151,7 @@ class Kill : public testing::Test {
     double patience = 1;  // grows while nothing is saved, as a machine may have become slower
     int64_t saved = 0, steps = 0;
     for (;;) {
-      std::string run = RunOf(out, study.name);
+      std::string run = RunBelow(scratch_ / out);
       const bool made = !run.empty() && fs::exists(run + "/resolved.toml");
       Process process(
           scratch_.path(),
@@ -203,7 +163,7 @@ class Kill : public testing::Test {
         killed = process.Send(SIGKILL);
       }
       const int code = process.Wait();
-      run = RunOf(out, study.name);
+      run = RunBelow(scratch_ / out);
       if (!killed || code == 0) {
         ASSERT_EQ(code, 0) << process.err();
         return ExpectSameEnd(run, study);

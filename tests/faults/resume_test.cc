@@ -14,26 +14,17 @@
 #include <set>
 #include <sstream>
 
-#include "experiments/run/checkpoint.h"
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
 #include "experiments/train/run_loop.h"
+#include "tests/runs.h"
 
 namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kModel = R"(
-[model]
-d_model = 16
-layers = 2
-pattern = ["gated_delta", "attention"]
-[mixer.attention]
-heads = 2
-[mixer.gated_delta]
-heads = 2
-[optim]
+const std::string kModel = std::string(kSmallModel) + R"([optim]
 schedule = "cosine"
 warmup = 3
 [train]
@@ -49,46 +40,41 @@ every = 3
 samples = 8
 rows = 8
 )";
-const std::string kStages = std::string(R"([task]
+const std::string kStages = R"([task]
 name = "state_based_recall"
 max_difficulty = 8
 difficulties = [2, 4, 8]
 stage_steps = [3, 5, 0]
 promote_accuracy = 0
-)") + kModel;
+)" + kModel;
 // The first stage is guessed from chance on, the second one is not, so that accuracy and steps both
 // promote.
-const std::string kAccuracy = std::string(R"([task]
+const std::string kAccuracy = R"([task]
 name = "recall"
 max_difficulty = 8
 difficulties = [1, 2, 4, 8]
 stage_steps = [4, 4, 4, 0]
 promote_accuracy = 0.4
-)") + kModel;
-const std::string kText = std::string(R"([data]
+)" + kModel;
+const std::string kText = R"([data]
 path = "TEXT"
 held_out = 0.2
 piece_bytes = 256
-)") + kModel;
+)" + kModel;
 
 class Resume : public testing::Test {
  protected:
-  Resume() {
-    std::string name = testing::TempDir() + "weft_resume_XXXXXX";
-    path_ = mkdtemp(name.data());
-    std::ofstream text(path_ + "/text");
-    for (int i = 0; i < 2000; ++i) text << i * i << (i % 7 == 6 ? "\n" : " ");
-  }
-  ~Resume() override { fs::remove_all(path_); }
+  Resume() { Spill(scratch_ / "text", Squares(2000)); }
 
   std::unique_ptr<Experiment> Make(std::string toml,
                                    const std::vector<std::string>& overrides = {}) const {
-    if (const size_t at = toml.find("TEXT"); at != toml.npos) toml.replace(at, 4, path_ + "/text");
+    if (const size_t at = toml.find("TEXT"); at != toml.npos)
+      toml.replace(at, 4, scratch_ / "text");
     return Experiment::FromToml(toml, "test", overrides);
   }
   RunDirectory Directory(Experiment& e, const std::string& out) const {
     return RunDirectory::Create(
-        {path_ + "/" + out, e.study, e.Fields(), e.origins(), e.source_text(), {}});
+        {scratch_ / out, e.study, e.Fields(), e.origins(), e.source_text(), {}});
   }
 
   // Runs to the end, and with `interrupted` is stopped by a signal and started anew after every
@@ -113,39 +99,17 @@ class Resume : public testing::Test {
     }
   }
 
-  // The journal without the columns that measure time.
-  static std::string Deterministic(const std::string& run) {
-    std::string text;
-    for (const H5Table& table : ReadJournal(run + "/journal.jsonl").tables) {
-      for (const H5Column& column : table.columns) {
-        if (column.unit == "s" || column.unit == "token/s") continue;
-        text += table.name + " " + column.name;
-        for (const double x : table.Numbers(column.name)) text += Cat(" ", std::hexfloat, x);
-        text += "\n";
-      }
-    }
-    return text;
-  }
-  static void ExpectSame(const std::string& a, const std::string& b) {
-    EXPECT_EQ(Deterministic(a), Deterministic(b));
-    const auto x = FindLatest(a), y = FindLatest(b);
-    ASSERT_TRUE(x && y);
-    ASSERT_EQ(x->step, y->step);
-    for (const char* file : {"/model.safetensors", "/optimizer.safetensors"}) {
-      EXPECT_TRUE(ReadFile(x->path + file) == ReadFile(y->path + file)) << file << " differs";
-    }
-  }
   void ExpectInterruptionsDoNotMatter(const std::string& toml,
                                       const std::vector<std::string>& overrides = {}) const {
-    ExpectSame(Train(toml, "interrupted", true, overrides),
-               Train(toml, "straight", false, overrides));
+    ExpectSameRuns(Train(toml, "interrupted", true, overrides),
+                   Train(toml, "straight", false, overrides));
   }
   // Difficulty of every step of the run in `out`.
   static std::vector<double> Difficulties(const std::string& run) {
     return ReadTable(run + "/run.h5", "/train").Numbers("difficulty");
   }
 
-  std::string path_;
+  Scratch scratch_;
 };
 
 std::vector<float> Values(Trainer& trainer) {
@@ -280,6 +244,24 @@ TEST_F(Resume, SeedsOfDataAndWeightsAreIndependent) {
   EXPECT_NE(init.loss, base.loss);
 }
 
+TEST_F(Resume, EvaluationFitsIntoThePlan) {
+  // Longer than training, so that one row of it needs more than a training pass.
+  const auto near = Make(kStages, {"train.batch=1", "task.max_difficulty=200"}),
+             far = Make(kStages,
+                        {"train.batch=1", "task.max_difficulty=200", "eval.difficulties=2,200"});
+  EXPECT_GT(PlanRun(*far).memory_bytes, PlanRun(*near).memory_bytes);
+  for (Experiment* e : {near.get(), far.get()}) {
+    EXPECT_LT(PlanRun(*e, false).memory_bytes, PlanRun(*e).memory_bytes);
+    Stream stream(std::in_place_type<CpuStream>, 1);
+    Trainer trainer(*e, stream), evaluation(*e, stream, /*training=*/false);
+    const auto scores = trainer.Evaluate(), alone = evaluation.Evaluate();
+    ASSERT_EQ(scores.size(), alone.size());
+    for (size_t i = 0; i < scores.size(); ++i) EXPECT_EQ(scores[i].score.nll, alone[i].score.nll);
+    trainer.Step();
+    EXPECT_THROW(evaluation.Step(), Error);
+  }
+}
+
 TEST_F(Resume, DivergenceChangesNothing) {
   const auto e = Make(kStages);
   Stream stream(std::in_place_type<CpuStream>, 1);
@@ -390,17 +372,17 @@ TEST_F(Resume, HeldOutTextIsNotTrainedOn) {
     EXPECT_EQ(part.starts[0], 0);
     EXPECT_TRUE(std::is_sorted(part.starts.begin(), part.starts.end()));
   }
-  EXPECT_EQ(bytes, fs::file_size(path_ + "/text"));
+  EXPECT_EQ(bytes, fs::file_size(scratch_ / "text"));
   EXPECT_GT(lines[1].size(), 20u);
   for (const std::string& line : lines[1]) EXPECT_FALSE(lines[0].contains(line)) << line;
 
   // The split is a property of the content: further text before and after moves nothing to the
   // other side.
-  fs::create_directories(path_ + "/more");
-  std::ofstream(path_ + "/more/a") << "something else\n";
-  fs::copy(path_ + "/text", path_ + "/more/b");
+  fs::create_directories(scratch_ / "more");
+  std::ofstream(scratch_ / "more/a") << "something else\n";
+  fs::copy(scratch_ / "text", scratch_ / "more/b");
   TextConfig config = e->data;
-  config.path = path_ + "/more";
+  config.path = scratch_ / "more";
   const Text more(config);
   EXPECT_NE(more.part(Split::kTrain).bytes.size() + more.part(Split::kEval).bytes.size(), bytes);
   std::istringstream in(more.part(Split::kEval).bytes);
@@ -410,15 +392,15 @@ TEST_F(Resume, HeldOutTextIsNotTrainedOn) {
 }
 
 TEST_F(Resume, DocumentsEndWithoutALabel) {
-  fs::create_directories(path_ + "/files");
+  fs::create_directories(scratch_ / "files");
   std::string joined;
   for (const char* name : {"a", "b", "c"}) {
     const std::string content = std::string(10, name[0]);
-    std::ofstream(path_ + "/files/" + name) << content;
+    std::ofstream(scratch_ / (std::string("files/") + name)) << content;
     joined += content;
   }
   TextConfig config;
-  config.path = path_ + "/files";
+  config.path = scratch_ / "files";
   config.held_out = 0;
   const Text text(config);
   EXPECT_EQ(text.part(Split::kTrain).bytes, joined);
@@ -456,11 +438,7 @@ TEST(Schedule, WarmUp) {
 }
 
 TEST(Schedule, Cosine) {
-  OptimConfig c;
-  c.lr = 2;
-  c.schedule = "cosine";
-  c.warmup = 20;
-  c.final_lr = 0.1;
+  const OptimConfig c{.lr = 2, .schedule = "cosine", .warmup = 20, .final_lr = 0.1};
   EXPECT_DOUBLE_EQ(LearningRate(c, 20, 100), 2);
   EXPECT_DOUBLE_EQ(LearningRate(c, 40, 100), 2 * (0.1 + 0.9 * (1 + std::sqrt(0.5)) / 2));
   EXPECT_DOUBLE_EQ(LearningRate(c, 60, 100), 2 * (0.1 + 0.9 / 2));
@@ -469,12 +447,7 @@ TEST(Schedule, Cosine) {
 }
 
 TEST(Schedule, WarmUpStableDecay) {
-  OptimConfig c;
-  c.lr = 2;
-  c.schedule = "wsd";
-  c.warmup = 5;
-  c.final_lr = 0;
-  c.decay_share = 0.2;
+  OptimConfig c{.lr = 2, .schedule = "wsd", .warmup = 5, .final_lr = 0, .decay_share = 0.2};
   EXPECT_DOUBLE_EQ(LearningRate(c, 5, 100), 2);
   EXPECT_DOUBLE_EQ(LearningRate(c, 80, 100), 2);
   EXPECT_DOUBLE_EQ(LearningRate(c, 81, 100), 2 * 0.95);

@@ -1,125 +1,20 @@
 // links: weft_run
+// Run directories and checkpoints: interrupted, damaged, full, killed.
+
 #include "experiments/run/run_dir.h"
 
-#include <fcntl.h>
-#include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <algorithm>
 #include <cmath>
-#include <csignal>
-#include <cstdio>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <functional>
-#include <limits>
-#include <numeric>
 #include <random>
-#include <set>
 
 #include "experiments/run/checkpoint.h"
 #include "experiments/run/environment.h"
 #include "experiments/run/files.h"
-#include "experiments/run/safetensors.h"
-#include "kernels/base/check.h"
+#include "tests/faults/faults.h"
 
 namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// A directory that lives as long as the test.
-class Scratch {
- public:
-  Scratch() {
-    std::string name = testing::TempDir() + "weft_run_XXXXXX";
-    path_ = mkdtemp(name.data());
-  }
-  ~Scratch() { fs::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
-void Overwrite(const std::string& path, const std::string& bytes) {
-  fs::remove(path);  // truncating in place would wait for the disk
-  std::ofstream(path, std::ios::binary) << bytes;
-}
-
-std::vector<std::string> NamesIn(const std::string& directory) {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    names.push_back(entry.path().filename().string());
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-std::string ErrorOf(ExitCode code, const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
-}
-std::string DataError(const std::function<void()>& action) {
-  return ErrorOf(ExitCode::kData, action);
-}
-
-#define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
-
-// Runs `action` in a child process; returns its wait status.
-int InChild(const std::function<void()>& action) {
-  const pid_t child = fork();
-  if (child == 0) {
-    int code = 99;
-    try {
-      action();
-      code = testing::Test::HasFailure() ? 98 : 0;
-    } catch (const Error& error) {
-      std::fprintf(stderr, "%s\n", error.what());
-      code = static_cast<int>(error.code());
-    }
-    std::fflush(nullptr);
-    _exit(code);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  return status;
-}
-
-// What a file system without room for more than `bytes` per file does.
-void LimitFileSize(rlim_t bytes) {
-  std::signal(SIGXFSZ, SIG_IGN);
-  const rlimit limit = {bytes, bytes};
-  setrlimit(RLIMIT_FSIZE, &limit);
-}
-
-std::string Shell(const std::string& command) {
-  std::string out;
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  char buffer[4096];
-  while (const size_t n = fread(buffer, 1, sizeof(buffer), pipe)) out.append(buffer, n);
-  const int status = pclose(pipe);
-  EXPECT_EQ(status, 0) << out;
-  return out;
-}
-
-std::string Python(const Scratch& scratch, const std::string& program) {
-  Overwrite(scratch / "program.py", program);
-  return Shell("/usr/bin/python3 " + (scratch / "program.py"));
-}
 
 struct Config {
   int64_t steps = 100;
@@ -154,365 +49,6 @@ RunDirectory::Request RequestFor(Config& config, const std::string& out) {
   request.environment = DescribeEnvironment({"weft-train", "a b.toml"});
   return request;
 }
-
-const std::vector<JournalColumn> kTrainColumns = {{"step", "step", ColumnType::kInteger},
-                                                  {"tokens", "token", ColumnType::kInteger},
-                                                  {"loss", "nat/token"}};
-
-void AppendStep(Journal& journal, int64_t step) {
-  journal.Append("train", {{"step", step}, {"tokens", step * 512}, {"loss", 10.0 / (step + 3)}});
-}
-
-// Files -------------------------------------------------------------------------------------------
-
-TEST(Files, AreWholeOrAbsent) {
-  const Scratch scratch;
-  const std::string path = scratch / "file";
-  WriteFileAtomically(path, "one");
-  {
-    AtomicFile file(path);
-    file.Write("two");
-  }
-  EXPECT_EQ(ReadFile(path), "one");
-  WriteFileAtomically(path, "");
-  EXPECT_EQ(ReadFile(path), "");
-  const std::string large(100'000, 'x');
-  WriteFileAtomically(path, large);
-  EXPECT_EQ(ReadFile(path), large);
-  EXPECT_EQ(NamesIn(scratch.path()), std::vector<std::string>{"file"});
-}
-
-TEST(Files, ErrorsNamePathAndReason) {
-  const Scratch scratch;
-  Overwrite(scratch / "file", "x");
-  EXPECT_EQ(DataError([&] { ReadFile(scratch / "none"); }),
-            (scratch / "none") + ": cannot read: No such file or directory");
-  EXPECT_EQ(
-      ErrorOf(ExitCode::kFailure, [&] { WriteFileAtomically(scratch / "file/x", ""); }),
-      (scratch / "file/x") +
-          ": cannot write: Not a directory; a file stands where a directory is needed, choose "
-          "another output directory");
-  EXPECT_HAS(ErrorOf(ExitCode::kFailure, [&] { MakeDirectories(scratch / "file/x/y"); }),
-             ": cannot create the directory: Not a directory");
-  const Descriptor full(open("/dev/full", O_WRONLY));
-  EXPECT_EQ(ErrorOf(ExitCode::kFailure, [&] { WriteAll(full.get(), "x", "runs/a"); }),
-            "runs/a: cannot write: No space left on device; free some space or choose another "
-            "output directory");
-}
-
-TEST(Files, FullDiskLeavesTheOldFile) {
-  const Scratch scratch;
-  const std::string path = scratch / "file";
-  WriteFileAtomically(path, "old");
-  const int status = InChild([&] {
-    LimitFileSize(1000);
-    const std::string what =
-        ErrorOf(ExitCode::kFailure, [&] { WriteFileAtomically(path, std::string(100'000, 'x')); });
-    EXPECT_HAS(what, path + ": cannot write: File too large");
-  });
-  EXPECT_EQ(status, 0);
-  EXPECT_EQ(ReadFile(path), "old");
-  EXPECT_EQ(NamesIn(scratch.path()), std::vector<std::string>{"file"});
-}
-
-TEST(Files, LeftoversOfKilledProcessesAreRemoved) {
-  const Scratch scratch;
-  fs::create_directories(scratch / "step-00000001.tmp-77/deep");
-  Overwrite(scratch / "run.h5.tmp-123", "half");
-  Overwrite(scratch / "keep.tmp", "");
-  RemoveTemporaries(scratch.path());
-  EXPECT_EQ(NamesIn(scratch.path()), std::vector<std::string>{"keep.tmp"});
-}
-
-// Journal -----------------------------------------------------------------------------------------
-
-TEST(Journal, NumbersRoundTrip) {
-  const Scratch scratch;
-  const std::string path = scratch / "journal.jsonl";
-  const std::vector<double> numbers = {0.1,   -0.0,      1.0,        1e-300,       5e-324,
-                                       1e300, kInfinity, -kInfinity, std::nan(""), 1.0 / 3};
-  const std::vector<int64_t> integers = {std::numeric_limits<int64_t>::min(),
-                                         std::numeric_limits<int64_t>::max(), 0, -1,
-                                         (int64_t{1} << 53) + 1};
-  {
-    Journal journal(path);
-    journal.Declare("eval/a b", {{"i", "1", ColumnType::kInteger}, {"x \"é\"", "s"}});
-    for (size_t n = 0; n < numbers.size(); ++n) {
-      journal.Append("eval/a b", {{"i", integers[n % 5]}, {"x \"é\"", numbers[n]}});
-    }
-    journal.Append("eval/a b", {{"i", uint8_t{3}}, {"x \"é\"", 2}});
-    EXPECT_EQ(journal.size(), static_cast<int64_t>(fs::file_size(path)));
-  }
-  const JournalContents read = ReadJournal(path);
-  ASSERT_EQ(read.tables.size(), 1u);
-  EXPECT_EQ(read.tables[0].name, "/eval/a b");
-  const H5Column& x = read.tables[0].Column("x \"é\"");
-  EXPECT_EQ(x.unit, "s");
-  const auto& values = std::get<std::vector<double>>(x.values);
-  ASSERT_EQ(values.size(), numbers.size() + 1);
-  for (size_t n = 0; n < numbers.size(); ++n) {
-    if (std::isnan(numbers[n])) {
-      EXPECT_TRUE(std::isnan(values[n]));
-    } else {
-      EXPECT_EQ(std::memcmp(&values[n], &numbers[n], 8), 0) << numbers[n];
-    }
-  }
-  EXPECT_EQ(values.back(), 2.0);
-  const auto& whole = std::get<std::vector<int64_t>>(read.tables[0].Column("i").values);
-  for (size_t n = 0; n < numbers.size(); ++n) EXPECT_EQ(whole[n], integers[n % 5]);
-}
-
-TEST(Journal, RefusesWhatDoesNotFitItsStream) {
-  const Scratch scratch;
-  Journal journal(scratch / "journal.jsonl");
-  const auto fails = [&](const std::function<void()>& action, const std::string& part) {
-    const int64_t size = journal.size();
-    EXPECT_HAS(ErrorOf(ExitCode::kFailure, action), part);
-    EXPECT_EQ(journal.size(), size);
-  };
-  fails([&] { journal.Append("train", {{"step", 1}}); }, "stream train is not declared");
-  journal.Declare("train", kTrainColumns);
-  journal.Declare("train", kTrainColumns);
-  fails([&] { journal.Declare("train", {{"step", "step"}}); }, "declared with other columns");
-  fails([&] { journal.Declare("train/x", kTrainColumns); }, "both a table and a group");
-  fails([&] { journal.Declare("/x", kTrainColumns); }, "name is like");
-  fails([&] { journal.Declare("x", {}); }, "no columns");
-  fails([&] { journal.Declare("x", {{"a", ""}, {"a", ""}}); }, "\"a\" is taken");
-  fails([&] { journal.Declare("x", {{"stream", ""}}); }, "\"stream\" is taken, reserved");
-  fails([&] { journal.Append("train", {{"step", 1}}); }, "has 1 columns, expected 3");
-  fails(
-      [&] {
-        journal.Append("train", {{"step", 1}, {"loss", 1}, {"tokens", 1}});
-      },
-      "is loss, expected tokens");
-  fails(
-      [&] {
-        journal.Append("train", {{"step", 1.5}, {"tokens", 1}, {"loss", 1}});
-      },
-      "expected an integer");
-  EXPECT_EQ(ReadJournal(scratch / "journal.jsonl").tables[0].rows(), 0);
-}
-
-TEST(Journal, BrokenLastLineIsCutAndReported) {
-  const Scratch scratch;
-  const std::string path = scratch / "journal.jsonl";
-  {
-    Journal journal(path);
-    journal.Declare("train", kTrainColumns);
-    AppendStep(journal, 1);
-    AppendStep(journal, 2);
-  }
-  const std::string whole = ReadFile(path);
-  const size_t last = whole.rfind('\n', whole.size() - 2) + 1;
-  for (size_t size = 0; size <= whole.size(); ++size) {
-    Overwrite(path, whole.substr(0, size));
-    Journal journal(path);
-    const size_t kept = size == 0 ? 0 : whole.rfind('\n', size - 1) + 1;
-    EXPECT_EQ(journal.size(), static_cast<int64_t>(kept)) << size;
-    EXPECT_EQ(journal.cut_bytes(), static_cast<int64_t>(size - kept));
-    EXPECT_EQ(ReadFile(path), whole.substr(0, kept));
-    journal.Declare("train", kTrainColumns);
-    AppendStep(journal, 3);
-    EXPECT_EQ(ReadJournal(path).broken_bytes, 0);
-  }
-  Overwrite(path, whole.substr(0, last) + std::string(40, '\0') + "\n");
-  EXPECT_EQ(Journal(path).cut_bytes(), 41);
-}
-
-TEST(Journal, BrokenLineInTheMiddleIsAnErrorWithItsNumber) {
-  const Scratch scratch;
-  const std::string path = scratch / "journal.jsonl";
-  {
-    Journal journal(path);
-    journal.Declare("train", kTrainColumns);
-    AppendStep(journal, 1);
-    AppendStep(journal, 2);
-  }
-  const std::string whole = ReadFile(path);
-  const size_t second = whole.find('\n') + 1;
-  const auto with_second = [&](const std::string& line) {
-    return whole.substr(0, second) + line + "\n" + whole.substr(second);
-  };
-  for (const char* line :
-       {"{\"stream\":\"trai", "", "[]", "3", "{}", "{\"stream\":3}", "{\"stream\":\"other\"}",
-        "{\"stream\":\"train\",\"step\":1,\"tokens\":1}",
-        "{\"stream\":\"train\",\"step\":1,\"tokens\":1,\"lost\":1.0}",
-        "{\"stream\":\"train\",\"step\":1.5,\"tokens\":1,\"loss\":1.0}",
-        "{\"stream\":\"train\",\"step\":1,\"tokens\":9223372036854775808,\"loss\":1.0}",
-        "{\"stream\":\"train\",\"step\":1,\"tokens\":1,\"loss\":null}",
-        "{\"stream\":\"train\",\"step\":1,\"tokens\":1,\"loss\":\"x\"}",
-        "{\"stream\":\"train\",\"step\":\"NaN\",\"tokens\":1,\"loss\":1.0}",
-        "{\"stream\":\"x\",\"columns\":[[\"a\",\"int32\",\"\"]]}",
-        "{\"stream\":\"x\",\"columns\":3}",
-        "{\"stream\":\"train\",\"columns\":[[\"a\",\"int64\",\"\"]]}"}) {
-    Overwrite(path, with_second(line));
-    EXPECT_HAS(DataError([&] { ReadJournal(path); }), path + ":2: broken line: ");
-    DataError([&] { Journal journal(path); });
-    EXPECT_EQ(ReadFile(path), with_second(line)) << "an error must not change the file";
-  }
-}
-
-TEST(Journal, ResumedEqualsUninterrupted) {
-  const Scratch scratch;
-  const auto run = [](Journal& journal, int64_t from, int64_t to) {
-    journal.Declare("train", kTrainColumns);
-    for (int64_t step = from; step <= to; ++step) {
-      AppendStep(journal, step);
-      if (step % 4 != 0) continue;
-      journal.Declare("eval/held_out", {{"step", "step", ColumnType::kInteger}, {"loss", "nat"}});
-      journal.Append("eval/held_out", {{"step", step}, {"loss", 1.0 / step}});
-    }
-  };
-  {
-    Journal journal(scratch / "straight");
-    run(journal, 1, 12);
-  }
-  for (const int64_t checkpoint : {0, 3, 4, 9, 12}) {
-    const std::string path = scratch / Cat("resumed", checkpoint);
-    int64_t size = 0;
-    {
-      Journal journal(path);
-      run(journal, 1, checkpoint);
-      size = journal.size();
-      run(journal, checkpoint + 1, 11);
-    }
-    Journal journal(path);
-    journal.TruncateTo(size);
-    run(journal, checkpoint + 1, 12);
-    EXPECT_EQ(ReadFile(path), ReadFile(scratch / "straight"));
-    EXPECT_EQ(journal.tables()[0].rows(), 12);
-    EXPECT_HAS(DataError([&] { journal.TruncateTo(journal.size() + 1); }), "expects");
-    EXPECT_HAS(DataError([&] { journal.TruncateTo(journal.size() - 1); }), "not the end of a line");
-    EXPECT_EQ(ReadFile(path), ReadFile(scratch / "straight"));
-  }
-}
-
-TEST(Journal, FullDiskLeavesWholeLines) {
-  const Scratch scratch;
-  const std::string path = scratch / "journal.jsonl";
-  const int status = InChild([&] {
-    Journal journal(path);
-    journal.Declare("train", kTrainColumns);
-    LimitFileSize(1000);
-    const std::string what = ErrorOf(ExitCode::kFailure, [&] {
-      for (int64_t step = 0;; ++step) AppendStep(journal, step);
-    });
-    EXPECT_HAS(what, path + ": cannot append: ");
-  });
-  EXPECT_EQ(status, 0);
-  const JournalContents read = ReadJournal(path);
-  EXPECT_EQ(read.broken_bytes, 0);
-  EXPECT_GT(read.tables.at(0).rows(), 5);
-}
-
-// HDF5 --------------------------------------------------------------------------------------------
-
-std::vector<H5Table> SomeTables(size_t rows) {
-  std::vector<int64_t> step(rows);
-  std::iota(step.begin(), step.end(), int64_t{-2});
-  std::vector<double> loss(rows);
-  std::vector<std::string> name(rows);
-  for (size_t r = 0; r < rows; ++r) {
-    loss[r] = 1.0 / (static_cast<double>(r) + 3);
-    name[r] = r % 2 == 0 ? "é" : std::string(r % 7, 'n');
-  }
-  if (rows > 2) {
-    step[1] = std::numeric_limits<int64_t>::min();
-    loss[0] = std::nan("");
-    loss[1] = -kInfinity;
-  }
-  return {{"/eval/a b", {{"step", "step", step}, {"loss", "nat/token", loss}}},
-          {"/train", {{"loss", "nat", loss}, {"name", "1", name}, {"step", "step", step}}}};
-}
-
-void ExpectSame(const H5Table& a, const H5Table& b) {
-  EXPECT_EQ(a.name, b.name);
-  ASSERT_EQ(a.columns.size(), b.columns.size());
-  for (size_t c = 0; c < a.columns.size(); ++c) {
-    EXPECT_EQ(a.columns[c].name, b.columns[c].name);
-    EXPECT_EQ(a.columns[c].unit, b.columns[c].unit);
-    ASSERT_EQ(a.columns[c].values.index(), b.columns[c].values.index());
-    if (const auto* x = std::get_if<std::vector<double>>(&a.columns[c].values)) {
-      const auto& y = std::get<std::vector<double>>(b.columns[c].values);
-      ASSERT_EQ(x->size(), y.size());
-      for (size_t r = 0; r < x->size(); ++r) {
-        ASSERT_EQ(std::memcmp(&(*x)[r], &y[r], sizeof(double)), 0) << r;
-      }
-    } else {
-      EXPECT_EQ(a.columns[c].values, b.columns[c].values);
-    }
-  }
-}
-
-TEST(H5, TablesAndAttributesRoundTrip) {
-  const Scratch scratch;
-  const std::string path = scratch / "a.h5";
-  const Attributes attributes = {{"a", true},
-                                 {"b", false},
-                                 {"c", int64_t{-3}},
-                                 {"d", 1.0},
-                                 {"e/f", std::string("é\n")},
-                                 {"g", std::string()},
-                                 {"h", std::vector<int64_t>{1, -2}},
-                                 {"i", std::vector<int64_t>{}},
-                                 {"j", std::vector<double>{0.5}},
-                                 {"k", std::vector<std::string>{"x", "", "é"}},
-                                 {"l", std::vector<std::string>{}},
-                                 {"m", std::string(100'000, 'x')}};
-  for (const size_t rows : {0, 1, 2, 63, 4096, 10'001}) {
-    const std::vector<H5Table> tables = SomeTables(rows);
-    WriteH5(path, tables,
-            {{"/", {{"v", int64_t{1}}}},
-             {"/deep/group", attributes},
-             {"/train", {{"note", std::string("n")}}}});
-    EXPECT_EQ(ListTables(path), (std::vector<std::string>{"/eval/a b", "/train"}));
-    for (const H5Table& table : tables) ExpectSame(ReadTable(path, table.name), table);
-    EXPECT_EQ(ReadAttributes(path, "/deep/group"), attributes);
-    EXPECT_EQ(ReadAttributes(path, "/"), (Attributes{{"v", int64_t{1}}}));
-  }
-  EXPECT_EQ(ReadTable(path, "/train").Numbers("step").size(), 10'001u);
-  EXPECT_EQ(NamesIn(scratch.path()), std::vector<std::string>{"a.h5"});
-}
-
-TEST(H5, EqualContentGivesEqualBytes) {
-  const Scratch scratch;
-  WriteH5(scratch / "a.h5", SomeTables(100), {});
-  WriteH5(scratch / "b.h5", SomeTables(100), {});
-  EXPECT_EQ(ReadFile(scratch / "a.h5"), ReadFile(scratch / "b.h5"));
-}
-
-TEST(H5, ErrorsNameFileTableAndColumn) {
-  const Scratch scratch;
-  const std::string path = scratch / "a.h5";
-  EXPECT_HAS(DataError([&] { ReadTable(path, "/train"); }), path + ": cannot read: No such file");
-  Overwrite(path, "not HDF5");
-  EXPECT_HAS(DataError([&] { ReadTable(path, "/train"); }), path + ": cannot read file: HDF5: ");
-  Overwrite(path, "");
-  EXPECT_HAS(DataError([&] { ReadTable(path, "/train"); }), path + ": ");
-  WriteH5(path, SomeTables(3), {{"/settings", {}}});
-  EXPECT_HAS(DataError([&] { ReadTable(path, "/none"); }), "cannot open table /none: HDF5: ");
-  EXPECT_HAS(DataError([&] { ReadTable(path, "/settings"); }), "/settings");
-  EXPECT_HAS(DataError([&] { ReadTable(path, "/train").Column("lost"); }),
-             "table /train has no column lost, it has loss, name, step");
-  EXPECT_HAS(DataError([&] { ReadTable(path, "/train").Numbers("name"); }), "expected numbers");
-  std::vector<H5Table> uneven = SomeTables(3);
-  uneven[1].columns[1].values = std::vector<int64_t>{1};
-  EXPECT_HAS(ErrorOf(ExitCode::kFailure, [&] { WriteH5(path, uneven, {}); }),
-             "column name of table /train has 1 rows, expected 3");
-  EXPECT_HAS(ErrorOf(ExitCode::kFailure,
-                     [&] {
-                       WriteH5(path, {SomeTables(1)[1], SomeTables(1)[1]}, {});
-                     }),
-             "cannot create table /train: HDF5: ");
-  ExpectSame(ReadTable(path, "/train"), SomeTables(3)[1]);
-  const std::string whole = ReadFile(path);
-  for (size_t size = 0; size < whole.size(); size += 97) {
-    Overwrite(path, whole.substr(0, size));
-    DataError([&] { ReadTable(path, "/train"); });
-  }
-}
-
-// Run directory -----------------------------------------------------------------------------------
 
 TEST(RunDirectory, HoldsWhatPythonReads) {
   const Scratch scratch;
@@ -581,12 +117,12 @@ TEST(RunDirectory, SameConfigContinuesAndOtherConfigIsRefused) {
   const std::string resolved = ReadFile(path + "/resolved.toml");
   std::string other = resolved;
   other.replace(other.find("steps = 100"), 11, "steps = 101");
-  Overwrite(path + "/resolved.toml", other);
+  Spill(path + "/resolved.toml", other);
   EXPECT_HAS(ErrorOf(ExitCode::kUsage, [&] { RunDirectory::Create(request); }),
              "resolved.toml: train.steps is 101, this run asks for 100");
-  Overwrite(path + "/resolved.toml", "extra = 1\n" + resolved);
+  Spill(path + "/resolved.toml", "extra = 1\n" + resolved);
   EXPECT_HAS(ErrorOf(ExitCode::kUsage, [&] { RunDirectory::Create(request); }), "extra is 1");
-  Overwrite(path + "/resolved.toml", "");
+  Spill(path + "/resolved.toml", "");
   EXPECT_HAS(ErrorOf(ExitCode::kUsage, [&] { RunDirectory::Create(request); }), "is missing");
   EXPECT_TRUE(fs::exists(path + "/journal.jsonl")) << "a refusal must not remove anything";
 
@@ -603,8 +139,8 @@ TEST(RunDirectory, InterruptedCreationIsCompleted) {
   const RunDirectory::Request request = RequestFor(config, scratch / "runs");
   const std::string path = (scratch / "runs/study/") + HashOf(request.fields);
   fs::create_directories(path);
-  Overwrite(path + "/config.toml.tmp-1", "half");
-  Overwrite(path + "/environment.json", "");
+  Spill(path + "/config.toml.tmp-1", "half");
+  Spill(path + "/environment.json", "");
   const RunDirectory run = RunDirectory::Create(request);
   EXPECT_FALSE(run.existed());
   EXPECT_EQ(NamesIn(path),
@@ -625,11 +161,11 @@ TEST(RunDirectory, OpenNamesWhatIsMissing) {
     EXPECT_HAS(DataError([&] { RunDirectory::Open(path); }), path + "/" + name + ": is missing");
     fs::rename(path + "/away", path + "/" + name);
   }
-  Overwrite(path + "/status.json", "{\"state\": \"dancing\"}");
+  Spill(path + "/status.json", "{\"state\": \"dancing\"}");
   EXPECT_HAS(DataError([&] { ReadStatus(path); }), "unknown state \"dancing\"");
-  Overwrite(path + "/status.json", "{\"state\": \"done\"}");
+  Spill(path + "/status.json", "{\"state\": \"done\"}");
   EXPECT_HAS(DataError([&] { ReadStatus(path); }), "a field is missing");
-  Overwrite(path + "/status.json", "{\"state\": 3}");
+  Spill(path + "/status.json", "{\"state\": 3}");
   EXPECT_HAS(DataError([&] { ReadStatus(path); }), "another type");
 }
 
@@ -657,7 +193,7 @@ TEST(RunDirectory, OneWriterAtATime) {
 TEST(RunDirectory, UnwritablePlaceGivesOneLineAndLeavesNothing) {
   const Scratch scratch;
   Config config;
-  Overwrite(scratch / "file", "");
+  Spill(scratch / "file", "");
   EXPECT_HAS(ErrorOf(ExitCode::kFailure,
                      [&] { RunDirectory::Create(RequestFor(config, scratch / "file")); }),
              (scratch / "file/study"));
@@ -673,168 +209,6 @@ TEST(RunDirectory, UnwritablePlaceGivesOneLineAndLeavesNothing) {
     EXPECT_FALSE(fs::exists(scratch / "runs")) << limit;
   }
 }
-
-// Safetensors -------------------------------------------------------------------------------------
-
-struct Weights {
-  std::vector<float> a = std::vector<float>(6, 1.5f);
-  std::vector<double> b = {1, -2, std::nan(""), kInfinity};
-  std::vector<uint8_t> c = {1, 2, 3};
-
-  std::vector<NamedTensor> Tensors() const {
-    return {{"layer.0.w", "F32", {2, 3}, a.data()},
-            {"scale", "F64", {4}, b.data()},
-            {"c \"é\"", "U8", {3, 1}, c.data()},
-            {"empty", "BF16", {0, 7}, nullptr},
-            {"scalar", "I32", {}, a.data()}};
-  }
-  int32_t scalar = 0;
-  std::vector<TensorTarget> Targets() {
-    return {{"scalar", "I32", {}, &scalar},
-            {"layer.0.w", "F32", {2, 3}, a.data()},
-            {"scale", "F64", {4}, b.data()},
-            {"c \"é\"", "U8", {3, 1}, c.data()},
-            {"empty", "BF16", {0, 7}, nullptr}};
-  }
-};
-
-TEST(Safetensors, RoundTripsAndIsTheFormatOfOthers) {
-  const Scratch scratch;
-  const std::string path = scratch / "a.safetensors";
-  const Weights written;
-  WriteSafetensors(path, written.Tensors(), {{"architecture", "hybrid \"1\""}});
-  Weights read;
-  for (auto& x : read.a) x = 0;
-  for (auto& x : read.b) x = 0;
-  for (auto& x : read.c) x = 0;
-  const SafetensorsFile file(path);
-  file.Load(read.Targets());
-  EXPECT_EQ(read.a, written.a);
-  EXPECT_EQ(read.c, written.c);
-  EXPECT_EQ(std::memcmp(read.b.data(), written.b.data(), 32), 0);
-  EXPECT_EQ(std::memcmp(&read.scalar, written.a.data(), 4), 0);
-  EXPECT_EQ(file.metadata(),
-            (std::map<std::string, std::string>{{"architecture", "hybrid \"1\""}}));
-  EXPECT_EQ(file.entries().size(), 5u);
-  EXPECT_HAS(DataError([&] { file.At("none"); }), path + ": tensor none is missing");
-
-  const std::string out = Python(scratch, R"(
-import json, struct
-b = open(')" + path + R"(', 'rb').read()
-n, = struct.unpack('<Q', b[:8])
-h = json.loads(b[8:8 + n])
-assert n % 8 == 0 and all(isinstance(v, str) for v in h.pop('__metadata__').values())
-assert h['layer.0.w']['dtype'] == 'F32' and h['layer.0.w']['shape'] == [2, 3]
-begin, end = h['scale']['data_offsets']
-assert struct.unpack('<4d', b[8 + n + begin:8 + n + end])[1] == -2
-assert h['scalar']['shape'] == [] and h['empty']['shape'] == [0, 7]
-print('ok')
-)");
-  EXPECT_EQ(out, "ok\n");
-}
-
-TEST(Safetensors, EveryTruncationAndEveryFlippedByteIsRefused) {
-  const Scratch scratch;
-  const std::string path = scratch / "a.safetensors";
-  Weights weights;
-  WriteSafetensors(path, weights.Tensors(), {{"note", "n"}});
-  const std::string whole = ReadFile(path);
-  const auto load = [&] { SafetensorsFile(path).Load(weights.Targets()); };
-  load();
-  for (size_t size = 0; size < whole.size(); ++size) {
-    Overwrite(path, whole.substr(0, size));
-    EXPECT_HAS(DataError(load), path + ": ");
-  }
-  Overwrite(path, whole + "x");
-  EXPECT_HAS(DataError(load), "longer than its tensors");
-  for (size_t at = 0; at < whole.size(); ++at) {
-    for (const int bit : {0, 1, 5, 7}) {
-      std::string flipped = whole;
-      flipped[at] = static_cast<char>(flipped[at] ^ (1 << bit));
-      Overwrite(path, flipped);
-      EXPECT_HAS(DataError(load), path + ": ");
-    }
-  }
-  std::string flipped = whole;
-  flipped[whole.size() - 1] ^= 1;
-  Overwrite(path, flipped);
-  EXPECT_HAS(DataError(load), "tensor scalar: is corrupted: checksum ");
-
-  WriteSafetensors(path, {});
-  EXPECT_EQ(SafetensorsFile(path).entries().size(), 0u);
-}
-
-std::string Foreign(const std::string& header, size_t data_bytes) {
-  const uint64_t length = header.size();
-  return std::string(reinterpret_cast<const char*>(&length), 8) + header +
-         std::string(data_bytes, '\x01');
-}
-
-TEST(Safetensors, ReadsFilesOfOthersStrictly) {
-  const Scratch scratch;
-  const std::string path = scratch / "a.safetensors";
-  const auto entry = [](const std::string& name, const std::string& dtype, const std::string& shape,
-                        const std::string& offsets) {
-    return "\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":" + shape +
-           ",\"data_offsets\":" + offsets + "}";
-  };
-  const std::string a = entry("a", "U8", "[2]", "[0,2]");
-  Overwrite(path, Foreign("{" + entry("b", "I16", "[1]", "[2,4]") + "," + a +
-                              ",\"__metadata__\":{\"format\":\"pt\"}}   ",
-                          4));
-  const SafetensorsFile file(path);
-  EXPECT_EQ(file.entries()[0].name, "a");
-  uint8_t bytes[2] = {};
-  file.Read(file.At("a"), bytes);
-  EXPECT_EQ(bytes[1], 1);
-  EXPECT_EQ(file.metadata().at("format"), "pt");
-
-  const auto refuses = [&](const std::string& header, size_t data_bytes, const std::string& part) {
-    Overwrite(path, Foreign(header, data_bytes));
-    EXPECT_HAS(DataError([&] { SafetensorsFile{path}; }), part);
-  };
-  refuses("{" + a + "," + entry("b", "U8", "[2]", "[1,3]") + "}", 3, "tensor b: begins at byte 1");
-  refuses("{" + a + "," + entry("b", "U8", "[2]", "[3,5]") + "}", 5, "(leaves a hole)");
-  refuses("{" + a + "}", 3, "has 3 bytes of data, expected 2: longer");
-  refuses("{" + a + "}", 1, "has 1 bytes of data, expected 2: truncated, the last is a");
-  refuses("{" + a + "," + a + "}", 2, "name \"a\" is given twice");
-  refuses("{" + entry("a", "U9", "[2]", "[0,2]") + "}", 2, "tensor a: unknown dtype \"U9\"");
-  refuses("{" + entry("a", "F32", "[2]", "[0,2]") + "}", 2, "expected 8 bytes for F32 [2]");
-  refuses("{" + entry("a", "U8", "[-2]", "[0,2]") + "}", 2, "found -2, expected a size");
-  refuses("{" + entry("a", "U8", "[2.0]", "[0,2]") + "}", 2, "expected a size");
-  refuses("{" + entry("a", "U8", "[2]", "[2,0]") + "}", 2, "data_offsets 2 to 0");
-  refuses("{" + entry("a", "U8", "[2]", "[0,2,3]") + "}", 2, "expected two data_offsets");
-  refuses("{" + entry("a", "U8", "[4294967296,4294967296,2]", "[0,2]") + "}", 2, "not a size");
-  refuses("{" + entry("a", "U8", "[9223372036854775808]", "[0,2]") + "}", 2, "expected a size");
-  refuses("{\"a\":{\"dtype\":\"U8\",\"shape\":[2]}}", 2, "tensor a: expected dtype, shape");
-  refuses("{\"a\":3}", 2, "tensor a: ");
-  refuses("[]", 0, "not a JSON object");
-  refuses("{\"__metadata__\":{\"n\":3}}", 0, "broken header");
-  refuses("{", 0, "broken header");
-  refuses("", 0, "broken header");
-  std::string huge = Foreign("{}", 0);
-  huge[6] = 1;
-  Overwrite(path, huge);
-  EXPECT_HAS(DataError([&] { SafetensorsFile{path}; }), "the header claims 281474976710658 bytes");
-}
-
-TEST(Safetensors, WriterRefusesBadNames) {
-  const Scratch scratch;
-  const std::string path = scratch / "a.safetensors";
-  const float x = 0;
-  const auto write = [&](std::vector<NamedTensor> tensors) {
-    return [&path, tensors = std::move(tensors)] { WriteSafetensors(path, tensors); };
-  };
-  ErrorOf(ExitCode::kFailure, write({{"a", "F32", {}, &x}, {"a", "F32", {}, &x}}));
-  ErrorOf(ExitCode::kFailure, write({{"", "F32", {}, &x}}));
-  ErrorOf(ExitCode::kFailure, write({{"__metadata__", "F32", {}, &x}}));
-  ErrorOf(ExitCode::kFailure, write({{"\xff", "F32", {}, &x}}));
-  ErrorOf(ExitCode::kData, write({{"a", "float", {}, &x}}));
-  ErrorOf(ExitCode::kFailure, [&] { WriteSafetensors(path, {}, {{"xxh3", "0"}}); });
-  EXPECT_TRUE(NamesIn(scratch.path()).empty());
-}
-
-// Checkpoints -------------------------------------------------------------------------------------
 
 struct Trainer {
   std::vector<float> w = std::vector<float>(500);
@@ -935,22 +309,22 @@ TEST(Checkpoints, BrokenOnesAreRefusedAndTheOlderIsNamed) {
     for (size_t at = 0; at < whole.size(); at += 41) {
       std::string flipped = whole;
       flipped[at] ^= 4;
-      Overwrite(path, flipped);
+      Spill(path, flipped);
       if (flipped[at] == '\n' || flipped[at] == ' ') continue;
       const std::string what = DataError([&] { trainer.Load(second); });
       EXPECT_HAS(what, path);
       EXPECT_HAS(what, advice);
     }
-    Overwrite(path, whole.substr(0, whole.size() / 2));
+    Spill(path, whole.substr(0, whole.size() / 2));
     EXPECT_HAS(DataError([&] { trainer.Load(second); }), advice);
-    Overwrite(path, ReadFile(first.path + "/" + name));
+    Spill(path, ReadFile(first.path + "/" + name));
     EXPECT_HAS(DataError([&] { trainer.Load(second); }), advice);
     fs::remove(path);
     EXPECT_HAS(DataError([&] { trainer.Load(second); }), path + ": cannot read: No such file");
-    Overwrite(path, whole);
+    Spill(path, whole);
     trainer.Load(second);
   }
-  Overwrite(first.path + "/model.safetensors", "");
+  Spill(first.path + "/model.safetensors", "");
   EXPECT_HAS(DataError([&] { trainer.Load(first); }), "there is no older checkpoint");
   EXPECT_EQ(FindLatest(scratch.path())->step, 2);
 }
@@ -969,8 +343,6 @@ TEST(Checkpoints, FullDiskLeavesTheOlderOnes) {
   EXPECT_EQ(NamesIn(scratch / "checkpoints"), std::vector<std::string>{"step-00000001"});
   trainer.Load(*FindLatest(scratch.path()));
 }
-
-// Kill --------------------------------------------------------------------------------------------
 
 TEST(Kill, NothingIsLostAtRandomMoments) {
   constexpr int kTrials = 40;

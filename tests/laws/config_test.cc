@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "kernels/base/check.h"
+#include "tests/errors.h"
 
 namespace weft {
 namespace {
@@ -75,24 +75,11 @@ Everything Override(const std::string& flag) {
   return config;
 }
 
-// The message of the kUsage error that `action` throws; it must be one line.
-template <class Action>
-std::string ErrorOf(Action action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::kUsage) << error.what();
-    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
-}
 std::string ReadError(const std::string& toml) {
-  return ErrorOf([&] { Read(toml); });
+  return UsageError([&] { Read(toml); });
 }
 std::string OverrideError(const std::string& flag) {
-  return ErrorOf([&] { Override(flag); });
+  return UsageError([&] { Override(flag); });
 }
 
 void ExpectRoundTrip(Everything written) {
@@ -249,7 +236,7 @@ TEST(Config, OutOfRangeNamesKeyValueAndRange) {
 TEST(Config, RefusedSettingLeavesTheFieldAlone) {
   Everything config;
   std::vector<ConfigField> fields = FieldsOf(config);
-  ErrorOf([&] { Apply(ParseToml("model.d_model = 0", "x.toml"), fields); });
+  UsageError([&] { Apply(ParseToml("model.d_model = 0", "x.toml"), fields); });
   EXPECT_EQ(config.model.d_model, 64);
 }
 
@@ -331,13 +318,13 @@ TEST(Config, HelpShowsDefaultRangeAndChoices) {
 TEST(Config, ReadsFilesAndNamesThemWhenItCannot) {
   const std::string path = testing::TempDir() + "weft_config_test.toml";
   std::ofstream(path) << "seed = 3\nseed = 4\n";
-  EXPECT_EQ(ErrorOf([&] { ReadTomlFile(path); }), path + ":2: key \"seed\" is given twice");
+  EXPECT_EQ(UsageError([&] { ReadTomlFile(path); }), path + ":2: key \"seed\" is given twice");
   std::ofstream(path) << "seed = 3\n";
   EXPECT_EQ(ReadTomlFile(path).at(0).origin, path + ":1");
   std::filesystem::remove(path);
-  EXPECT_EQ(ErrorOf([&] { ReadTomlFile(path); }),
+  EXPECT_EQ(UsageError([&] { ReadTomlFile(path); }),
             path + ": cannot read: No such file or directory");
-  EXPECT_EQ(ErrorOf([] { ReadTomlFile("/"); }), "/: cannot read: Is a directory");
+  EXPECT_EQ(UsageError([] { ReadTomlFile("/"); }), "/: cannot read: Is a directory");
 }
 
 TEST(Config, KeyDeclaredTwiceIsAProgrammingError) {
