@@ -128,6 +128,9 @@ void Tape::ShareGradient(const Var& a, const Var& b) {
   Range* range = Find(a.dx.data());
   Check(range && range->begin == reinterpret_cast<uintptr_t>(a.dx.data()) && !range->shared,
         "tape: the gradient of ", a.x.name(), " cannot be shared: it is not the tape's own");
+  Check(a.dx.contiguous() && b.dx.contiguous() && a.dx.bytes() == b.dx.bytes(),
+        "tape: the gradients of ", a.x.name(), ", ", a.dx.ToString(), ", and ", b.x.name(), ", ",
+        b.dx.ToString(), ", have different layouts and cannot share memory");
   range->shared = b.dx.data();
   fresh_.erase(a.dx.data());
 }

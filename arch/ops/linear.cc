@@ -5,17 +5,25 @@
 namespace weft {
 namespace {
 
-// Rows begin at multiples of this many elements, so that kernels can read parts of them in packs.
 constexpr int64_t kRowAlign = 16;
+
+void Run(Context& c, Tape& tape, const Var& x, const Var& w, const Var& y) {
+  const MatmulFwd fwd{x.x, w.x, y.x};
+  tape.Run(c, fwd, MatmulBwd{fwd, y.dx, GradOf(x), GradOf(w)});
+}
 
 }  // namespace
 
 Var Linear(Context& c, Tape& tape, const Var& x, const Var& w, const char* name) {
+  const Var y = tape.NewVar(c, name, {x.x.dim(0), x.x.dim(1), w.x.dim(0)});
+  Run(c, tape, x, w, y);
+  return y;
+}
+
+Var LinearInParts(Context& c, Tape& tape, const Var& x, const Var& w, const char* name) {
   const int64_t N = w.x.dim(0), padded = (N + kRowAlign - 1) / kRowAlign * kRowAlign;
-  Var y = tape.NewVar(c, name, {x.x.dim(0), x.x.dim(1), padded});
-  if (padded != N) y = tape.Slice(y, 2, 0, N);
-  const MatmulFwd fwd{x.x, w.x, y.x};
-  tape.Run(c, fwd, MatmulBwd{fwd, y.dx, GradOf(x), GradOf(w)});
+  const Var y = tape.Slice(tape.NewVar(c, name, {x.x.dim(0), x.x.dim(1), padded}), 2, 0, N);
+  Run(c, tape, x, w, y);
   return y;
 }
 

@@ -26,6 +26,8 @@ class Source {
  public:
   virtual ~Source() = default;
   virtual int64_t vocab() const = 0;
+  // Every row is one document: doc_start is 0 everywhere, and mixers need not look at it.
+  virtual bool one_document() const { return false; }
   virtual void Fill(int64_t index, const Row& row) const = 0;
 };
 
@@ -59,6 +61,8 @@ struct TextConfig {
   std::string path;
   double held_out = 0.05;
   int64_t piece_bytes = 8192;
+  bool documents = true;
+  int64_t random = 0;
   void Visit(ConfigVisitor& v);
 };
 
@@ -85,16 +89,30 @@ class Text {
 class TextSource : public Source {
  public:
   // Error kData when the part is smaller than one row.
-  TextSource(const Text& text, Split split, uint64_t seed, int64_t length);
+  TextSource(const Text& text, Split split, uint64_t seed, int64_t length, bool documents);
   int64_t vocab() const override { return 256; }
+  bool one_document() const override { return !documents_; }
   int64_t windows() const { return windows_; }
   void Fill(int64_t index, const Row& row) const override;
 
  private:
   const Text::Part& part_;
-  bool shuffle_;
+  bool shuffle_, documents_;
   uint64_t seed_;
   int64_t length_, windows_;
+};
+
+// Uniformly random tokens: for timing.
+class RandomSource : public Source {
+ public:
+  RandomSource(int64_t vocab, uint64_t seed) : vocab_(vocab), seed_(seed) {}
+  int64_t vocab() const override { return vocab_; }
+  bool one_document() const override { return true; }
+  void Fill(int64_t index, const Row& row) const override;
+
+ private:
+  int64_t vocab_;
+  uint64_t seed_;
 };
 
 // A bijection of {0, ..., n-1}, different for every (seed, epoch): a Feistel network with cycle

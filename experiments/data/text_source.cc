@@ -60,6 +60,9 @@ void TextConfig::Visit(ConfigVisitor& v) {
   v.Key("held_out", held_out, "share of the text that is held out, by content hash", Range{0, 0.9});
   v.Key("piece_bytes", piece_bytes, "the held-out split falls on pieces of at most this size",
         Range{64, 1 << 30});
+  v.Key("documents", documents, "rows keep documents apart; false = one stream of text");
+  v.Key("random", random, "vocabulary of uniformly random tokens, instead of text: for timing",
+        Range{0, 1 << 24});
 }
 
 Text::Text(const TextConfig& config) : path_(config.path) {
@@ -83,8 +86,12 @@ Text::Text(const TextConfig& config) : path_(config.path) {
   }
 }
 
-TextSource::TextSource(const Text& text, Split split, uint64_t seed, int64_t length)
-    : part_(text.part(split)), shuffle_(split == Split::kTrain), seed_(seed), length_(length) {
+TextSource::TextSource(const Text& text, Split split, uint64_t seed, int64_t length, bool documents)
+    : part_(text.part(split)),
+      shuffle_(split == Split::kTrain),
+      documents_(documents),
+      seed_(seed),
+      length_(length) {
   const int64_t bytes = static_cast<int64_t>(part_.bytes.size());
   windows_ = (bytes - 1) / length;
   if (bytes < length + 1) {
@@ -106,12 +113,22 @@ void TextSource::Fill(int64_t index, const Row& row) const {
   for (int64_t t = 0; t < row.length; ++t) {
     row.tokens[t] = bytes[begin + t];
     row.doc_start[t] = static_cast<int32_t>(start);
-    const bool last = next != part_.starts.end() && *next == begin + t + 1;  // of its document
+    const bool last = documents_ && next != part_.starts.end() && *next == begin + t + 1;  // of its document
     row.labels[t] = last ? kIgnoreLabel : bytes[begin + t + 1];
     if (last) {
       start = t + 1;
       ++next;
     }
+  }
+}
+
+void RandomSource::Fill(int64_t index, const Row& row) const {
+  Rng rng(seed_, Purpose::kTrainData, static_cast<uint64_t>(index));
+  int32_t token = static_cast<int32_t>(rng.Below(static_cast<uint32_t>(vocab_)));
+  for (int64_t t = 0; t < row.length; ++t) {
+    row.tokens[t] = token;
+    row.labels[t] = token = static_cast<int32_t>(rng.Below(static_cast<uint32_t>(vocab_)));
+    row.doc_start[t] = 0;
   }
 }
 

@@ -26,9 +26,10 @@ int Main(CLI::App& app, int argc, char** argv) {
     }
   }
   const auto e = LoadExperiment(run, overrides);
-  Stream stream(std::in_place_type<CpuStream>, static_cast<int>(e->threads));
-  Trainer trainer(*e, stream, /*training=*/false);
-  const int64_t step = LoadNewestModel(run, trainer.model());
+  const Device device = ChooseDevice(*e);
+  const std::unique_ptr<Stream> stream = OpenStream(*e, device);
+  Trainer trainer(*e, device, *stream, /*training=*/false);
+  const int64_t step = LoadNewestModel(run, trainer);
   const auto evaluations = trainer.Evaluate();
   if (evaluations.empty()) {
     Fail(ExitCode::kUsage, run,

@@ -1,6 +1,7 @@
 #include "experiments/evaluate/evaluator.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace weft {
 namespace {
@@ -48,18 +49,30 @@ Score Evaluator::OnText(const TextSource& source, int64_t length, int64_t rows) 
   return Mean(sums);
 }
 
-void Evaluator::Add(Batch& batch, int64_t rows, Score& sums) {
-  arena_.Reset();
-  Context c{stream_, arena_};
+Model::Loss Evaluator::Pass(const Model& model, Context& c, const Batch& batch,
+                             int64_t rows) {
+  const Batch input(batch.B(), batch.T(),
+                    c.arena.Alloc(DType::kI32, {batch.whole().dim(0)}, "batch").data());
+  Copy(c.stream, input.whole(), batch.whole());
   Tape tape(/*recording=*/false);
-  const Model::Loss loss = model_.LossOf(c, tape, batch.tokens(0, rows), batch.labels(0, rows),
-                                         batch.documents(0, rows));
+  const Model::Loss loss = Model::NewLoss(c, input.labels(0, rows), TensorView());
+  model.LossOf(c, tape, input.tokens(0, rows), input.documents(0, rows), loss);
+  return loss;
+}
+
+void Evaluator::Add(Batch& batch, int64_t rows, Score& sums) {
+  c_.arena.Reset();
+  const Model::Loss loss = Pass(model_, c_, batch, rows);
+  const int64_t N = rows * batch.T();
+  std::vector<float> nll(static_cast<size_t>(N)), correct(nll.size());
+  Copy(c_.stream, TensorView(nll.data(), DType::kF32, {N}, "nll"), loss.nll);
+  Copy(c_.stream, TensorView(correct.data(), DType::kF32, {N}, "correct"), loss.correct);
+  Synchronize(c_.stream);
   const int32_t* labels = batch.labels(0, rows).Data<int32_t>();
-  const auto nll = loss.nll.As<float, 1>(), correct = loss.correct.As<float, 1>();
-  for (int64_t i = 0; i < rows * batch.T(); ++i) {
+  for (int64_t i = 0; i < N; ++i) {
     if (labels[i] == kIgnoreLabel) continue;
-    sums.nll += nll(i);
-    sums.accuracy += correct(i);
+    sums.nll += nll[static_cast<size_t>(i)];
+    sums.accuracy += correct[static_cast<size_t>(i)];
     ++sums.labels;
   }
 }

@@ -18,8 +18,12 @@ class Evaluator {
  public:
   // Passes have at most `tokens` tokens, or one row. Their activations are in `arena`, which is
   // reset for each.
-  Evaluator(const Model& model, Stream& stream, Arena& arena, int64_t tokens)
-      : model_(model), stream_(stream), arena_(arena), tokens_(tokens) {}
+  Evaluator(const Model& model, Stream& stream, Arena& arena, DType dtype, int64_t tokens)
+      : model_(model), c_{stream, arena, dtype}, tokens_(tokens) {}
+
+  // One pass over the first `rows` rows of a batch that lies on the host. What it returns is in `c`'s
+  // arena.
+  static Model::Loss Pass(const Model& model, Context& c, const Batch& batch, int64_t rows);
 
   // The largest pass of such an evaluation.
   struct Shape {
@@ -38,8 +42,7 @@ class Evaluator {
   // Adds nll, accuracy (as sums) and labels of the batch's first `rows` rows.
   void Add(Batch& batch, int64_t rows, Score& sums);
   const Model& model_;
-  Stream& stream_;
-  Arena& arena_;
+  Context c_;
   int64_t tokens_;
 };
 

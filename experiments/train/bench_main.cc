@@ -40,10 +40,10 @@ int Main(CLI::App& app, int argc, char** argv) {
   const auto overrides = ParseCommandLine(app, argc, argv);
   const auto e = Experiment::Load(config, overrides);
   Stream stream(std::in_place_type<CpuStream>, static_cast<int>(e->threads));
-  Trainer trainer(*e, stream);
+  Trainer trainer(*e, Device{}, stream);
   const double seconds = MedianStepSeconds(trainer, steps);
   const double tokens = static_cast<double>(e->train.batch * e->train.length);
-  const double gflops = PlanRun(*e).training_flops_per_token * tokens / seconds * 1e-9;
+  const double gflops = PlanRun(*e, Device{}).training_flops_per_token * tokens / seconds * 1e-9;
   std::string pattern;
   for (const std::string& label : e->model.pattern) pattern += (pattern.empty() ? "" : "+") + label;
   const std::string shape = fmt::format("d{}_L{}_T{}_B{}", e->model.d_model, e->model.layers,

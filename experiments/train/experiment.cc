@@ -64,6 +64,10 @@ void TrainConfig::Visit(ConfigVisitor& v) {
   v.Key("batch", batch, "rows per step", Range{1, 1e6});
   v.Key("length", length, "tokens per row", Range{1, 1 << 20});
   v.Key("accumulate", accumulate, "micro-batches per step; must divide batch", Range{1, 1e6});
+  v.Key("precision", precision,
+        "activations and products: f32, bf16 (with f32 sums, parameters and moments), or auto: bf16 on "
+        "a GPU, f32 on the CPU",
+        {"auto", "f32", "bf16"});
   v.Key("log_every", log_every, "steps between lines of the log", Range{1, 1e12});
   v.Key("checkpoint_every", checkpoint_every, "steps between checkpoints; 0 = only at the end",
         Range{0, 1e12});
@@ -108,7 +112,7 @@ std::vector<ConfigField> Experiment::Fields() {
 
 std::vector<ConfigField> Experiment::AllFields() {
   ConfigVisitor v;
-  v.Key("device", device, "where to run", {"auto", "cpu"});
+  v.Key("device", device, "where to run; auto = a GPU where there is one", {"auto", "cpu", "cuda"});
   v.Key("threads", threads, "CPU threads; 0 = all cores that the process may use", Range{0, 4096});
   VisitTop(v);
   VisitRest(v);
@@ -125,9 +129,13 @@ std::unique_ptr<Experiment> Experiment::FromSettings(const Settings& given) {
   if (!e->task_name.empty()) e->task = FindTask(e->task_name).config();
   auto fields = e->AllFields();
   e->origins_ = Apply(e->mixers->Inherit(given), fields);
-  if (!e->task && e->data.path.empty()) {
+  if (!e->task && e->data.path.empty() && e->data.random == 0) {
     Fail(ExitCode::kUsage,
          "nothing to train on: set task.name (see `weft task list`) or data.path");
+  }
+  if (!e->data.path.empty() && e->data.random > 0) {
+    Fail(ExitCode::kUsage, "data.path = \"", e->data.path, "\" and data.random = ", e->data.random,
+         " are both set; drop one");
   }
   if (e->task && !e->data.path.empty()) {
     Fail(ExitCode::kUsage, "task.name = \"", e->task_name, "\" and data.path = \"", e->data.path,

@@ -23,7 +23,7 @@ int Main(CLI::App& app, int argc, char** argv) {
   app.add_flag("--json", json, "machine-readable output");
   const auto overrides = ParseCommandLine(app, argc, argv);
   const auto experiment = Experiment::Load(config, overrides);
-  const RunPlan plan = PlanRun(*experiment);
+  const RunPlan plan = PlanRun(*experiment, ChooseDevice(*experiment));
   const Model::Counts& n = plan.parameters;
 
   if (json) {

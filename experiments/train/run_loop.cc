@@ -56,22 +56,53 @@ std::string SettingsFingerprint(const RunDirectory& run) {
   return ChecksumHex(ReadFile(ResolvedToml(run.path())));
 }
 
-struct TrainTensors {
-  std::vector<TensorTarget> model, optimizer;
-};
-
-TrainTensors TensorsOf(Model& model) {
-  TrainTensors all;
-  for (Param& p : model.params().params()) {
-    all.model.push_back({p.path, "F32", p.shape, p.var.x.data()});
-    for (int i : {0, 1}) {
-      if (p.moments[i].defined())
-        all.optimizer.push_back(
-            {(i == 0 ? "m." : "v.") + p.path, "F32", p.shape, p.moments[i].data()});
+// Parameters and moments in host memory: the trainer's own on the CPU, copies on a GPU.
+class TrainTensors {
+ public:
+  enum class Fill { kCopy, kLeave };  // kLeave: about to be read from a checkpoint
+  TrainTensors(Trainer& trainer, Fill fill) : trainer_(trainer) {
+    ParamRegistry& params = trainer.model().params();
+    const TensorView flats[3] = {params.values(), params.moment(0), params.moment(1)};
+    const float* base[3] = {};
+    for (size_t k = 0; k < 3; ++k) {
+      if (!flats[k].defined()) continue;
+      base[k] = flats[k].Data<float>();
+      if (!trainer.device().cuda) continue;
+      copies_[k].resize(static_cast<size_t>(flats[k].size()));
+      if (fill == Fill::kCopy) Copy(trainer.stream(), Host(k), flats[k]);
+      base[k] = copies_[k].data();
+    }
+    Synchronize(trainer.stream());
+    for (const Param& p : params.params()) {
+      const int64_t at = p.master.Data<float>() - params.values().Data<float>();
+      model.push_back({p.path, "F32", p.shape, const_cast<float*>(base[0] + at)});
+      for (size_t k : {1, 2}) {
+        if (!base[k]) continue;
+        optimizer.push_back(
+            {(k == 1 ? "m." : "v.") + p.path, "F32", p.shape, const_cast<float*>(base[k] + at)});
+      }
     }
   }
-  return all;
-}
+  // After they were read from a checkpoint.
+  void Store() {
+    if (!trainer_.device().cuda) return;
+    ParamRegistry& params = trainer_.model().params();
+    params.Load(trainer_.stream(), Host(0));
+    for (int i : {0, 1}) {
+      if (params.moment(i).defined())
+        Copy(trainer_.stream(), params.moment(i), Host(static_cast<size_t>(i) + 1));
+    }
+    Synchronize(trainer_.stream());
+  }
+  std::vector<TensorTarget> model, optimizer;
+
+ private:
+  TensorView Host(size_t k) {
+    return {copies_[k].data(), DType::kF32, {static_cast<int64_t>(copies_[k].size())}, "copy"};
+  }
+  Trainer& trainer_;
+  std::vector<float> copies_[3];
+};
 
 std::vector<NamedTensor> Named(const std::vector<TensorTarget>& targets) {
   std::vector<NamedTensor> named;
@@ -109,8 +140,9 @@ double RestoreCheckpoint(RunDirectory& run, Trainer& trainer) {
     run.journal().TruncateTo(0);
     return 0;
   }
-  const TrainTensors tensors = TensorsOf(trainer.model());
+  TrainTensors tensors(trainer, TrainTensors::Fill::kLeave);
   const Json state = Json::parse(LoadCheckpoint(*latest, tensors.model, tensors.optimizer));
+  tensors.Store();
   try {
     const auto check = [&](const char* key, const std::string& found, const std::string& what) {
       const auto expected = state.at(key).get<std::string>();
@@ -131,10 +163,12 @@ double RestoreCheckpoint(RunDirectory& run, Trainer& trainer) {
   }
 }
 
-int64_t LoadNewestModel(const std::string& run_directory, Model& model) {
+int64_t LoadNewestModel(const std::string& run_directory, Trainer& trainer) {
   const auto latest = FindLatest(run_directory);
   if (!latest) Fail(ExitCode::kData, run_directory, ": has no checkpoint yet; train it first");
-  LoadCheckpoint(*latest, TensorsOf(model).model, {});
+  TrainTensors tensors(trainer, TrainTensors::Fill::kLeave);
+  LoadCheckpoint(*latest, tensors.model, {});
+  tensors.Store();
   return latest->step;
 }
 
@@ -198,7 +232,7 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
   const auto start = Clock::now();
   const int64_t first_step = trainer.progress().step;
   const double tokens_per_step = static_cast<double>(e.train.batch * e.train.length);
-  const double flops_per_token = PlanRun(e).training_flops_per_token;
+  const double flops_per_token = PlanRun(e, trainer.device()).training_flops_per_token;
   Clock::time_point snapshot = start, heartbeat = start, shown = start;
   DeclareStreams(run.journal(), e);
 
@@ -209,7 +243,7 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
   };
   const std::string settings = SettingsFingerprint(run);
   const auto checkpoint = [&] {
-    const TrainTensors tensors = TensorsOf(trainer.model());
+    const TrainTensors tensors(trainer, TrainTensors::Fill::kCopy);
     CheckFinite(tensors.model, trainer.progress().step);
     CheckFinite(tensors.optimizer, trainer.progress().step);
     run.journal().Sync();
@@ -238,14 +272,13 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
     }
   };
   const auto show = [&](const Trainer::StepResult& r, bool line) {
-    const double rate = static_cast<double>(trainer.progress().step - first_step) *
-                        tokens_per_step / Seconds(start);
-    const double left =
-        static_cast<double>(e.train.steps - trainer.progress().step) * tokens_per_step / rate;
+    const double rate =
+        static_cast<double>(r.step - first_step) * tokens_per_step / Seconds(start);
+    const double left = static_cast<double>(e.train.steps - r.step) * tokens_per_step / rate;
     const std::string difficulty = e.task ? fmt::format("  difficulty {}", r.difficulty) : "";
     const std::string text =
         fmt::format("step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left",
-                    trainer.progress().step, e.train.steps, difficulty, r.loss, rate,
+                    r.step, e.train.steps, difficulty, r.loss, rate,
                     rate * flops_per_token * 1e-9, DurationText(left));
     // Not fmt: it throws when stderr is gone, and a run outlives its terminal.
     if (terminal) std::fprintf(stderr, "\r\033[K%s", text.c_str());
@@ -262,26 +295,36 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
 
   try {
     status(RunState::kRunning, ExitCode::kOk, "");
-    while (trainer.progress().step < e.train.steps) {
-      const auto step_start = Clock::now();
-      const Trainer::StepResult r = trainer.Step();
-      const int64_t step = trainer.progress().step;
-      run.journal().Append("train", {{"step", step},
-                                     {"tokens", step * e.train.batch * e.train.length},
+    auto last_result = start;
+    const auto record = [&](const Trainer::StepResult& r) {
+      run.journal().Append("train", {{"step", r.step},
+                                     {"tokens", r.step * e.train.batch * e.train.length},
                                      {"labels", r.labels},
                                      {"loss", r.loss},
                                      {"grad_norm", r.grad_norm},
                                      {"lr", r.lr},
                                      {"difficulty", r.difficulty},
                                      {"seconds", seconds_before + Seconds(start)},
-                                     {"tokens_per_second", tokens_per_step / Seconds(step_start)}});
-      const bool last = step == e.train.steps;
-      const bool log = last || step % e.train.log_every == 0;
+                                     {"tokens_per_second", tokens_per_step / Seconds(last_result)}});
+      last_result = Clock::now();
+      const bool log = r.step == e.train.steps || r.step % e.train.log_every == 0;
       if (log || (terminal && Seconds(shown) > kProgressSeconds)) show(r, log);
-      if (last || (e.eval.every > 0 && step % e.eval.every == 0)) evaluate();
+      if (Seconds(heartbeat) > kHeartbeatSeconds) status(RunState::kRunning, ExitCode::kOk, "");
+    };
+    while (trainer.progress().step < e.train.steps) {
+      trainer.Start();
+      const int64_t step = trainer.progress().step;
       const int signal = stop_signal;
-      if (last || signal || (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0))
-        checkpoint();
+      const bool last = step == e.train.steps;
+      const bool evaluates = last || (e.eval.every > 0 && step % e.eval.every == 0);
+      const bool saves = last || signal ||
+                         (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0);
+      const bool snapshots = Seconds(snapshot) > kSnapshotSeconds;
+      // What looks at the state after this step waits until no step is under way.
+      const bool drain = evaluates || saves || snapshots;
+      while (const auto r = trainer.Finish(/*wait=*/drain || trainer.Full())) record(*r);
+      if (evaluates) evaluate();
+      if (saves) checkpoint();
       if (signal && !last) {
         end_line();
         const ExitCode code = signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue;
@@ -292,11 +335,10 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
                      static_cast<long long>(step), signal, run.path().c_str());
         return code;
       }
-      if (Seconds(snapshot) > kSnapshotSeconds) {
+      if (snapshots && !saves) {
         run.WriteRunH5();
         snapshot = Clock::now();
       }
-      if (Seconds(heartbeat) > kHeartbeatSeconds) status(RunState::kRunning, ExitCode::kOk, "");
     }
     // A kill may have come between the last checkpoint and its snapshot.
     if (first_step == e.train.steps) run.WriteRunH5();

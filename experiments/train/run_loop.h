@@ -24,7 +24,7 @@ std::unique_ptr<Experiment> LoadExperiment(const std::string& run_directory,
 double RestoreCheckpoint(RunDirectory& run, Trainer& trainer);
 // The model's values only, from the newest checkpoint; Error kData when there is none. Returns its
 // step.
-int64_t LoadNewestModel(const std::string& run_directory, Model& model);
+int64_t LoadNewestModel(const std::string& run_directory, Trainer& trainer);
 
 // One row of a run's "eval/<name>" stream.
 void AppendEvaluation(Journal& journal, const Trainer::Evaluation& evaluation, double chance,

@@ -37,12 +37,16 @@ double MeasureGemm() {
 
 // A step reaches a third (width 64) to two thirds (width 256) of the matrix product's rate.
 constexpr double kEfficiency = 0.4;
+// What a training step sustains on a Hopper GPU in bf16, for an estimate.
+constexpr double kGpuFlops = 3e14;
 
-int DryRun(Experiment& e, const std::string& out, bool json, int threads) {
-  const RunPlan plan = PlanRun(e);
+int DryRun(Experiment& e, const Device& device, const std::string& out, bool json) {
+  const RunPlan plan = PlanRun(e, device);
   const std::string id = HashOf(e.Fields()), directory = out + "/" + e.study + "/" + id;
-  const double seconds = plan.training_flops_per_token * static_cast<double>(plan.tokens) /
-                         (MeasureGemm() * kEfficiency * threads);
+  const double flops = plan.training_flops_per_token * static_cast<double>(plan.tokens);
+  const int threads = CpuStream(static_cast<int>(e.threads)).threads();
+  const double rate = device.cuda ? kGpuFlops : MeasureGemm() * kEfficiency * threads;
+  const double seconds = flops / rate;
   if (json) {
     const nlohmann::ordered_json object = {
         {"run_id", id},
@@ -66,11 +70,10 @@ int DryRun(Experiment& e, const std::string& out, bool json, int threads) {
   fmt::print(
       "run          {}\nparameters   {} ({} without embedding and head)\nFLOPs/token  {:.4g} "
       "forward, {:.4g} in training\n"
-      "tokens       {} in {} steps\nmemory       {} MiB\ntime         about {:.0f} s on {} "
-      "threads\n",
+      "tokens       {} in {} steps\nmemory       {} MiB\ntime         about {:.0f} s on {}\n",
       directory, plan.parameters.total, plan.parameters.body, plan.flops_per_token,
       plan.training_flops_per_token, plan.tokens, e.train.steps, plan.memory_bytes >> 20, seconds,
-      threads);
+      device.cuda ? device.name : fmt::format("{} threads", threads));
   return 0;
 }
 
@@ -105,12 +108,12 @@ int Main(CLI::App& app, int argc, char** argv) {
       return 0;
     }
   }
-  Stream stream(std::in_place_type<CpuStream>, static_cast<int>(e->threads));
-  const int threads = std::get<CpuStream>(stream).threads();
-  if (dry_run) return DryRun(*e, out, json, threads);
+  const Device device = ChooseDevice(*e);
+  if (dry_run) return DryRun(*e, device, out, json);
+  const std::unique_ptr<Stream> stream = OpenStream(*e, device);
 
   const StopSignals signals;
-  Trainer trainer(*e, stream);  // before the directory: what cannot start leaves nothing behind
+  Trainer trainer(*e, device, *stream);  // before the directory: what cannot start leaves nothing behind
   if (!resume.empty()) {
     RunDirectory run = RunDirectory::Open(resume);
     const double seconds = RestoreCheckpoint(run, trainer);
@@ -118,8 +121,10 @@ int Main(CLI::App& app, int argc, char** argv) {
     return static_cast<int>(TrainToEnd(*e, run, trainer, seconds));
   }
   Attributes environment = DescribeEnvironment(std::vector<std::string>(argv, argv + argc));
-  environment.push_back({"device", std::string("cpu")});
-  environment.push_back({"threads", static_cast<int64_t>(threads)});
+  environment.push_back({"device", device.name});
+  environment.push_back({"precision", std::string(NameOf(device.dtype))});
+  if (const auto* cpu = std::get_if<CpuStream>(stream.get()))
+    environment.push_back({"threads", static_cast<int64_t>(cpu->threads())});
   RunDirectory run = RunDirectory::Create(
       {out, e->study, e->Fields(), e->origins(), e->source_text(), environment});
   if (run.existed() && ReadStatus(run.path()).state == RunState::kDone) {

@@ -27,22 +27,13 @@ ModelConfig ModelFor(const Experiment& e, int64_t vocab) {
   return config;
 }
 
-int64_t VocabOf(const Experiment& e) { return e.task ? e.task->Make()->vocabulary().size() : 256; }
-
-// Loss and gradients of rows [b, b + n) of the batch, added to the parameters' gradients. Returns
-// the loss.
-Model::Loss Pass(Model& model, Stream& stream, Arena& arena, Batch& batch, int64_t b, int64_t n,
-                 double z_loss, double denominator) {
-  arena.Reset();
-  Context c{stream, arena};
-  Tape tape(/*recording=*/true);
-  const Model::Loss loss = model.LossOf(c, tape, batch.tokens(b, n), batch.labels(b, n),
-                                        batch.documents(b, n), z_loss, denominator);
-  if (arena.mode() != Arena::Mode::kPlan) *loss.total.dx.Data<float>() = 1;
-  tape.Seed(loss.total);
-  tape.Backward(stream);
-  return loss;
+int64_t VocabOf(const Experiment& e) {
+  if (e.task) return e.task->Make()->vocabulary().size();
+  return e.data.random > 0 ? e.data.random : 256;
 }
+
+// Scratch memory and workspaces of the ops on a GPU.
+constexpr int64_t kDeviceScratch = 64 << 20;
 
 std::string FingerprintOf(const Text& text) {
   std::string checksums;
@@ -67,7 +58,7 @@ std::vector<int64_t> EvaluatedDifficulties(const Experiment& e,
 // The largest pass of every evaluation that the run makes.
 std::vector<Evaluator::Shape> EvaluationShapes(const Experiment& e, int64_t tokens) {
   if (!e.task) {
-    if (e.data.held_out == 0) return {};
+    if (e.data.held_out == 0 || e.data.random > 0) return {};
     return {Evaluator::TextShape(e.train.length, e.eval.rows, tokens)};
   }
   std::vector<Evaluator::Shape> shapes;
@@ -92,7 +83,7 @@ struct PassCost {
 };
 
 // A pass without memory behind it.
-PassCost PlanPass(const Model& model, Evaluator::Shape shape, double z_loss, bool recording) {
+PassCost PlanPass(const Model& model, Evaluator::Shape shape, DType dtype, bool recording) {
   if (shape.rows * shape.length > kLargestPass) {
     Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", shape.rows, " rows of ",
          shape.length, " tokens, expected at most ", kLargestPass,
@@ -101,15 +92,18 @@ PassCost PlanPass(const Model& model, Evaluator::Shape shape, double z_loss, boo
   }
   Arena activations(Arena::Mode::kPlan, 0), inputs(Arena::Mode::kPlan, 0);
   Stream stream(std::in_place_type<PlanStream>);
-  const auto input = [&] { return inputs.Alloc(DType::kI32, {shape.rows, shape.length}, "input"); };
-  Context c{stream, activations};
-  Tape tape(recording);
-  const TensorView tokens = input(), labels = input();
+  const Batch batch(shape.rows, shape.length,
+                    inputs.Alloc(DType::kI32, {1}, "batch").data());
+  Context c{stream, activations, dtype};
   try {
-    const Model::Loss loss = model.LossOf(c, tape, tokens, labels, Documents{input()}, z_loss, 1);
     if (recording) {
-      tape.Seed(loss.total);
-      tape.Backward(stream);
+      Tape tape(true);
+      const Model::Loss loss =
+          Model::NewLoss(c, batch.labels(0, shape.rows), batch.denominator());
+      model.LossOf(c, tape, batch.tokens(0, shape.rows), batch.documents(0, shape.rows), loss);
+      tape.Backward(c);
+    } else {
+      Evaluator::Pass(model, c, batch, shape.rows);
     }
   } catch (const Error& error) {
     // What an op refuses before it has seen data is a setting.
@@ -120,7 +114,7 @@ PassCost PlanPass(const Model& model, Evaluator::Shape shape, double z_loss, boo
 
 }  // namespace
 
-RunPlan PlanRun(const Experiment& e, bool training) {
+RunPlan PlanRun(const Experiment& e, const Device& device, bool training, int64_t accumulate) {
   Model model(ModelFor(e, VocabOf(e)), *e.mixers);
   RunPlan plan;
   plan.parameters = model.Count();
@@ -131,57 +125,131 @@ RunPlan PlanRun(const Experiment& e, bool training) {
   plan.state_bytes = cost.state_bytes;
   plan.tokens = e.train.steps * e.train.batch * e.train.length;
 
-  const int64_t rows = e.train.batch / e.train.accumulate;
+  const int64_t rows = e.train.batch / (accumulate ? accumulate : e.train.accumulate);
   Arena parameters(Arena::Mode::kPlan, 0);
-  model.params().Allocate(parameters, DType::kF32, training);
+  Stream stream(std::in_place_type<PlanStream>);
+  model.params().Allocate(stream, parameters, device.dtype, training);
   if (training) {
-    const PassCost cost = PlanPass(model, {rows, e.train.length}, e.optim.z_loss, true);
-    plan.training_flops_per_token = cost.flops / static_cast<double>(rows * e.train.length);
-    plan.activation_bytes = cost.bytes;
+    const PassCost pass = PlanPass(model, {rows, e.train.length}, device.dtype, true);
+    plan.training_flops_per_token = pass.flops / static_cast<double>(rows * e.train.length);
+    plan.activation_bytes = pass.bytes;
   }
   for (const Evaluator::Shape& shape : EvaluationShapes(e, rows * e.train.length)) {
-    plan.activation_bytes = std::max(plan.activation_bytes, PlanPass(model, shape, 0, false).bytes);
+    plan.activation_bytes =
+        std::max(plan.activation_bytes, PlanPass(model, shape, device.dtype, false).bytes);
   }
-  plan.memory_bytes = parameters.peak() + plan.activation_bytes;
+  plan.memory_bytes = parameters.peak() + plan.activation_bytes +
+                      Batch::Bytes(e.train.batch, e.train.length) +
+                      (device.cuda ? kDeviceScratch : 0);
   return plan;
 }
 
-Trainer::Trainer(const Experiment& e, Stream& stream, bool training) : e_(e), stream_(stream) {
+struct Trainer::Slot {
+  Slot(const Experiment& e, const Device& device) {
+    const int64_t bytes = Batch::Bytes(e.train.batch, e.train.length);
+    void* memory = nullptr;
+#ifdef WEFT_CUDA
+    if (device.cuda) {
+      pinned = std::make_unique<PinnedBuffer>(bytes + kResults * 4);
+      done = std::make_unique<CudaEvent>();
+      memory = pinned->data();
+    }
+#endif
+    if (!device.cuda) {
+      own.resize(static_cast<size_t>(bytes + kResults * 4));
+      memory = own.data();
+    }
+    batch.emplace(e.train.batch, e.train.length, memory);
+    results = reinterpret_cast<float*>(static_cast<std::byte*>(memory) + bytes);
+  }
+  static constexpr int64_t kResults = 4;  // total, mean_nll, norm, scale
+  std::vector<std::byte> own;
+#ifdef WEFT_CUDA
+  std::unique_ptr<PinnedBuffer> pinned;
+  std::unique_ptr<CudaEvent> done;
+#endif
+  std::optional<Batch> batch;
+  float* results;
+  int64_t rows = -1, stage = -1;  // what it is filled with
+};
+
+Trainer::Trainer(const Experiment& e, const Device& device, Stream& stream, bool training)
+    : e_(e), device_(device), stream_(stream) {
+  OpenData();
+  const RunPlan plan = PlanRun(e, device, training);
+  if (plan.memory_bytes > device.MemoryLimit()) {
+    std::string advice = "reduce train.batch, train.length, eval.difficulties or the model";
+    for (int64_t n = e.train.accumulate + 1; training && n <= e.train.batch; ++n) {
+      if (e.train.batch % n != 0) continue;
+      const int64_t bytes = PlanRun(e, device, training, n).memory_bytes;
+      if (bytes > device.MemoryLimit()) continue;
+      advice = Cat("train.accumulate=", n, " fits with ", bytes >> 20, " MiB");
+      break;
+    }
+    Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", plan.memory_bytes >> 20,
+         " MiB (activations ", plan.activation_bytes >> 20, " MiB), this process may use ",
+         device.MemoryLimit() >> 20, " MiB; ", advice);
+  }
+  const Arena::Mode mode = device.cuda ? Arena::Mode::kPlain : kArenaMode;
+  Arena parameters(Arena::Mode::kPlan, 0);
+  Stream planned(std::in_place_type<PlanStream>);
+  model_ = std::make_unique<Model>(ModelFor(e, VocabOf(e)), *e.mixers);
+  model_->params().Allocate(planned, parameters, device.dtype, training);
+  parameters_.emplace(mode, parameters.peak(), device.memory());
+  activations_.emplace(mode, plan.activation_bytes, device.memory());
+  model_->params().Allocate(stream, *parameters_, device.dtype, training);
+  model_->params().Initialise(stream, e.InitSeed());
+  evaluator_ = std::make_unique<Evaluator>(*model_, stream_, *activations_, device.dtype,
+                                           e.train.batch / e.train.accumulate * e.train.length);
+  if (!training) return;
+  inputs_.emplace(mode, Batch::Bytes(e.train.batch, e.train.length) + 4096, device.memory());
+  const int64_t words = Batch::Bytes(e.train.batch, e.train.length) / 4;
+  batch_.emplace(e.train.batch, e.train.length,
+                 inputs_->Alloc(DType::kI32, {words}, "batch").data());
+  results_ = inputs_->Alloc(DType::kF32, {Slot::kResults}, "results");
+  ahead_ = device.cuda ? 2 : 1;
+  for (size_t i = 0; i <= ahead_; ++i) slots_.push_back(std::make_unique<Slot>(e, device));
+}
+
+Trainer::~Trainer() {
+  if (prefetch_.valid()) prefetch_.wait();
+}
+
+int64_t Trainer::allocated_bytes() const {
+  int64_t bytes = parameters_->capacity() + activations_->capacity() +
+                  (inputs_ ? inputs_->capacity() : 0);
+#ifdef WEFT_CUDA
+  if (device_.cuda) bytes += std::get<CudaStream>(stream_).scratch_bytes();
+#endif
+  return bytes;
+}
+
+void Trainer::OpenData() {
+  const Experiment& e = e_;
   if (e.task) {
     task_ = e.task->Make();
     stages_ = task_->Curriculum();
     CheckTask();
-  } else {
-    text_ = std::make_unique<Text>(e.data);
-    data_fingerprint_ = FingerprintOf(*text_);
-    train_text_ = std::make_unique<TextSource>(*text_, Split::kTrain, e.DataSeed(), e.train.length);
-    if (train_text_->windows() < e.train.batch) {
-      Fail(ExitCode::kData, e.data.path, ": the training part has ", train_text_->windows(),
-           " rows of ", e.train.length, " bytes, fewer than one batch of ", e.train.batch,
-           "; give more text or a smaller train.batch");
-    }
-    if (e.data.held_out > 0) {
-      held_out_text_ =
-          std::make_unique<TextSource>(*text_, Split::kEval, e.DataSeed(), e.train.length);
-    }
+    return;
   }
-  const RunPlan plan = PlanRun(e, training);
-  const int64_t needed = plan.memory_bytes + Batch::Bytes(e.train.batch, e.train.length);
-  if (needed > MemoryLimit()) {
-    Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", needed >> 20,
-         " MiB (activations ", plan.activation_bytes >> 20, " MiB), this process may use ",
-         MemoryLimit() >> 20,
-         " MiB; raise train.accumulate or reduce train.batch, train.length, eval.difficulties or "
-         "the model");
+  if (e.data.random > 0) {
+    train_source_ = std::make_unique<RandomSource>(e.data.random, e.DataSeed());
+    return;
   }
-  model_ = std::make_unique<Model>(ModelFor(e, VocabOf(e)), *e.mixers);
-  parameters_.emplace(kArenaMode, plan.memory_bytes - plan.activation_bytes);
-  activations_.emplace(kArenaMode, plan.activation_bytes);
-  model_->params().Allocate(*parameters_, DType::kF32, training);
-  model_->params().Initialise(e.InitSeed());
-  evaluator_ = std::make_unique<Evaluator>(*model_, stream_, *activations_,
-                                           e.train.batch / e.train.accumulate * e.train.length);
-  if (training) batch_.emplace(e.train.batch, e.train.length);
+  text_ = std::make_unique<Text>(e.data);
+  data_fingerprint_ = FingerprintOf(*text_);
+  auto train = std::make_unique<TextSource>(*text_, Split::kTrain, e.DataSeed(), e.train.length,
+                                            e.data.documents);
+  if (train->windows() < e.train.batch) {
+    Fail(ExitCode::kData, e.data.path, ": the training part has ", train->windows(), " rows of ",
+         e.train.length, " bytes, fewer than one batch of ", e.train.batch,
+         "; give more text or a smaller train.batch");
+  }
+  train_source_ = std::move(train);
+  if (e.data.held_out > 0) {
+    held_out_text_ = std::make_unique<TextSource>(*text_, Split::kEval, e.DataSeed(),
+                                                  e.train.length, e.data.documents);
+  }
 }
 
 // What a later stage would trip over is found before the first step.
@@ -196,7 +264,7 @@ void Trainer::CheckTask() const {
 }
 
 const Source& Trainer::CurrentSource() {
-  if (!task_) return *train_text_;
+  if (!task_) return *train_source_;
   if (source_stage_ != progress_.stage) {
     source_stage_ = progress_.stage;
     task_source_.emplace(*task_, e_.DataSeed(), Split::kTrain,
@@ -206,57 +274,146 @@ const Source& Trainer::CurrentSource() {
   return *task_source_;
 }
 
-Trainer::StepResult Trainer::Step() {
-  Check(batch_.has_value(), "Trainer::Step: this trainer was made for evaluation only");
-  StepResult result{};
-  result.lr = LearningRate(e_.optim, progress_.step, e_.train.steps);
-  batch_->Fill(CurrentSource(), progress_.rows);
-  result.difficulty = task_ ? stages_[static_cast<size_t>(progress_.stage)].difficulty : 0;
-  result.labels = batch_->CountLabels();
-  Check(result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length,
+void Trainer::Fill(Slot& slot) {
+  if (prefetch_.valid()) prefetch_.get();
+  if (slot.rows == progress_.rows && slot.stage == progress_.stage) return;
+  slot.batch->Fill(CurrentSource(), progress_.rows);
+  slot.rows = progress_.rows, slot.stage = progress_.stage;
+}
+
+void Trainer::Begin(bool op_by_op) {
+  Check(!Full(), "a step is started while ", under_way_.size(), " are under way");
+  Slot& slot = *slots_[next_slot_];
+  Fill(slot);
+  UnderWay now{next_slot_, progress_, {}};
+  now.result.step = progress_.step + 1;
+  now.result.lr = LearningRate(e_.optim, progress_.step, e_.train.steps);
+  now.result.difficulty = task_ ? stages_[static_cast<size_t>(progress_.stage)].difficulty : 0;
+  now.result.labels = slot.batch->CountLabels();
+  Check(now.result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length,
         " tokens has no label");
+  const double t = static_cast<double>(now.result.step);
+  float* schedule = slot.batch->schedule().Data<float>();
+  schedule[0] = static_cast<float>(now.result.lr);
+  schedule[1] = static_cast<float>(1 - std::pow(e_.optim.beta1, t));
+  schedule[2] = static_cast<float>(1 - std::pow(e_.optim.beta2, t));
+  *slot.batch->denominator().Data<float>() = static_cast<float>(now.result.labels);
 
-  ParamRegistry& params = model_->params();
-  params.ZeroGradients();
-  const int64_t rows = e_.train.batch / e_.train.accumulate;
-  const double labels = static_cast<double>(result.labels);
-  for (int64_t b = 0; b < e_.train.batch; b += rows) {
-    const Model::Loss loss =
-        Pass(*model_, stream_, *activations_, *batch_, b, rows, e_.optim.z_loss, labels);
-    const float* nll = loss.nll.Data<float>();
-    for (int64_t i = 0; i < loss.nll.size(); ++i) result.loss += nll[i];
-  }
-  result.loss /= labels;
-
-  float norm, scale;
-  GlobalNormFwd global;
-  global.x = params.gradients();
-  global.norm = TensorView(&norm, DType::kF32, {1}, "norm");
-  global.scale = TensorView(&scale, DType::kF32, {1}, "scale");
-  global.max_norm = e_.optim.clip;
-  Launch(stream_, global);
-  result.grad_norm = norm;
-  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
-    Fail(ExitCode::kDiverged, "diverged at step ", progress_.step + 1, ": loss ", result.loss,
-         ", gradient norm ", result.grad_norm,
-         "; the last checkpoint is kept; try a smaller optim.lr or a longer optim.warmup");
-  }
-  AdamwStep adamw;
-  adamw.p = params.values(), adamw.g = params.gradients(), adamw.m = params.moment(0),
-  adamw.v = params.moment(1);
-  adamw.scale = global.scale;
-  adamw.lr = result.lr, adamw.beta1 = e_.optim.beta1, adamw.beta2 = e_.optim.beta2,
-  adamw.eps = e_.optim.eps;
-  adamw.weight_decay = e_.optim.weight_decay;
-  adamw.step = progress_.step + 1;
-  adamw.decayed = params.decayed();
-  Launch(stream_, adamw);
+  Copy(stream_, batch_->whole(), slot.batch->whole());
+  Launch(op_by_op);
+  Copy(stream_, TensorView(slot.results, DType::kF32, {Slot::kResults}, "results"), results_);
+#ifdef WEFT_CUDA
+  if (device_.cuda) slot.done->Record(std::get<CudaStream>(stream_));
+#endif
+  under_way_.push_back(now);
 
   ++progress_.step;
   progress_.rows += e_.train.batch;
-  progress_.labels += result.labels;
+  progress_.labels += now.result.labels;
+  slot.rows = -1;
+  next_slot_ = (next_slot_ + 1) % slots_.size();
   AdvanceCurriculum();
+  if (device_.cuda) {
+    Slot& ahead = *slots_[next_slot_];
+    const Source& source = CurrentSource();
+    prefetch_ = std::async(std::launch::async,
+                           [&ahead, &source, rows = progress_.rows, stage = progress_.stage] {
+                             ahead.batch->Fill(source, rows);
+                             ahead.rows = rows, ahead.stage = stage;
+                           });
+  }
+}
+
+// On a GPU the first step runs op by op, which lets them choose algorithms and ask for memory; then
+// the step is captured once and replayed.
+void Trainer::Launch(bool op_by_op) {
+  ++launched_;
+  static_cast<void>(op_by_op);
+#ifdef WEFT_CUDA
+  if (auto* cuda = std::get_if<CudaStream>(&stream_); cuda && launched_ > 1 && !op_by_op) {
+    if (!graph_) graph_ = cuda->Capture([this] { RunOps(); });
+    return cuda->Replay(*graph_);
+  }
+#endif
+  RunOps();
+}
+
+void Trainer::RunOps() {
+  ParamRegistry& params = model_->params();
+  const int64_t rows = e_.train.batch / e_.train.accumulate;
+  const bool one_document = !task_ && train_source_->one_document();
+  for (int64_t b = 0; b < e_.train.batch; b += rows) {
+    activations_->Reset();
+    Context c{stream_, *activations_, device_.dtype};
+    Tape tape(/*recording=*/true);
+    if (b == 0) {
+      for (const Param& p : params.params()) tape.Overwrite(p.var);
+    }
+    Model::Loss loss = Model::NewLoss(c, batch_->labels(b, rows), batch_->denominator());
+    loss.total = results_.Slice(0, 0, 1), loss.mean_nll = results_.Slice(0, 1, 1);
+    loss.z_loss = e_.optim.z_loss;
+    loss.accumulate = b > 0;
+    model_->LossOf(c, tape, batch_->tokens(b, rows),
+                   one_document ? Documents{} : batch_->documents(b, rows), loss);
+    tape.Backward(c);
+  }
+  GlobalNormFwd global;
+  global.x = params.gradients();
+  global.norm = results_.Slice(0, 2, 1), global.scale = results_.Slice(0, 3, 1);
+  global.max_norm = e_.optim.clip;
+  weft::Launch(stream_, global);
+  AdamwStep adamw;
+  adamw.p = params.values(), adamw.g = params.gradients(), adamw.m = params.moment(0),
+  adamw.v = params.moment(1);
+  adamw.copy = params.copies();
+  adamw.scale = global.scale, adamw.schedule = batch_->schedule();
+  adamw.beta1 = e_.optim.beta1, adamw.beta2 = e_.optim.beta2, adamw.eps = e_.optim.eps;
+  adamw.weight_decay = e_.optim.weight_decay;
+  adamw.decayed = params.decayed();
+  weft::Launch(stream_, adamw);
+}
+
+std::optional<Trainer::StepResult> Trainer::Finish(bool wait) {
+  if (under_way_.empty()) return std::nullopt;
+  UnderWay oldest = under_way_.front();
+  const Slot& slot = *slots_[oldest.slot];
+#ifdef WEFT_CUDA
+  if (device_.cuda) {
+    if (!wait && !slot.done->Done()) return std::nullopt;
+    slot.done->Wait();
+  }
+#endif
+  static_cast<void>(wait);
+  under_way_.pop_front();
+  StepResult& result = oldest.result;
+  result.loss = slot.results[1], result.grad_norm = slot.results[2];
+  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm)) {
+    progress_ = oldest.before;
+    under_way_.clear();
+    Fail(ExitCode::kDiverged, "diverged at step ", result.step, ": loss ", result.loss,
+         ", gradient norm ", result.grad_norm,
+         "; the last checkpoint is kept; try a smaller optim.lr or a longer optim.warmup");
+  }
   return result;
+}
+
+Trainer::StepResult Trainer::Step() {
+  Start();
+  return *Finish(/*wait=*/true);
+}
+
+Trainer::StepResult Trainer::StepOpByOp(OpObserver& observer) {
+  const auto observe = [&](OpObserver* o) {
+    std::visit(
+        [&](auto& backend) {
+          if constexpr (requires { backend.observer; }) backend.observer = o;
+        },
+        stream_);
+  };
+  observe(&observer);
+  Begin(/*op_by_op=*/true);
+  observe(nullptr);
+  return *Finish(/*wait=*/true);
 }
 
 void Trainer::AdvanceCurriculum() {

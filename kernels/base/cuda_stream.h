@@ -16,8 +16,11 @@ struct CUgraphExec_st;
 
 namespace weft {
 
+class OpObserver;
+
 class CudaStream {
  public:
+  OpObserver* observer = nullptr;
   // Makes `device` current for the calling thread. No such device: Error kUsage.
   explicit CudaStream(int device);
   ~CudaStream();

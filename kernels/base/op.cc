@@ -31,4 +31,11 @@ void Copy(Stream& stream, const TensorView& to, const TensorView& from) {
   std::memcpy(to.data(), from.data(), static_cast<size_t>(from.bytes()));
 }
 
+void Synchronize(Stream& stream) {
+#ifdef WEFT_CUDA
+  if (auto* cuda = std::get_if<CudaStream>(&stream)) cuda->Synchronize();
+#endif
+  static_cast<void>(stream);
+}
+
 }  // namespace weft

@@ -30,6 +30,7 @@
 // literature's counts. Element-wise work, norms and sums count none: bytes are what bounds them.
 
 #include <concepts>
+#include <string>
 #include <variant>
 
 #include "kernels/base/stream.h"
@@ -83,12 +84,33 @@ concept RunsEverywhere = Checked<Op> &&
 void Zero(Stream& stream, const TensorView& view);
 // Copies dense memory, between host and device too. Host memory that is not pinned makes it wait.
 void Copy(Stream& stream, const TensorView& to, const TensorView& from);
+// Waits for everything that was launched.
+void Synchronize(Stream& stream);
+
+// "RmsNormFwd"
+template <class Op>
+const char* NameOfOp() {
+  static const std::string name = [] {
+    const std::string text = __PRETTY_FUNCTION__;  // "... [with Op = weft::RmsNormFwd]"
+    const size_t begin = text.find("weft::", text.find("Op = ")) + 6;
+    return text.substr(begin, text.find_first_of(";]", begin) - begin);
+  }();
+  return name.c_str();
+}
 
 // Checks, then runs on the stream's backend.
 template <RunsEverywhere Op>
 void Launch(Stream& stream, const Op& op) {
   op.Check();
-  std::visit([&](auto& backend) { Run(backend, op); }, stream);
+  std::visit(
+      [&](auto& backend) {
+        OpObserver* observer = nullptr;
+        if constexpr (requires { backend.observer; }) observer = backend.observer;
+        if (observer) observer->Begin(NameOfOp<Op>());
+        Run(backend, op);
+        if (observer) observer->End();
+      },
+      stream);
 }
 
 }  // namespace weft

@@ -40,8 +40,18 @@ class Worker {
   size_t used_ = 0;            // bytes used, counted over all blocks
 };
 
+// Is told when ops begin and end on a stream: to time them.
+class OpObserver {
+ public:
+  virtual ~OpObserver() = default;
+  virtual void Begin(const char* op) = 0;
+  virtual void End() = 0;
+};
+
 class CpuStream {
  public:
+  OpObserver* observer = nullptr;
+
   explicit CpuStream(int threads);  // 0 = one per core that this process may use
   ~CpuStream();
   CpuStream(const CpuStream&) = delete;

@@ -84,7 +84,7 @@ class Resume : public testing::Test {
     for (;;) {
       const auto e = Make(toml, overrides);
       Stream stream(std::in_place_type<CpuStream>, 1);
-      Trainer trainer(*e, stream);
+      Trainer trainer(*e, Device{}, stream);
       RunDirectory run = Directory(*e, out);
       const double seconds = run.existed() ? RestoreCheckpoint(run, trainer) : 0;
       const StopSignals signals;
@@ -145,7 +145,7 @@ TEST_F(Resume, TextAcrossEpochs) {
   ExpectInterruptionsDoNotMatter(kText, {"train.batch=16"});
   const auto e = Make(kText);
   const Text text(e->data);
-  EXPECT_LT(TextSource(text, Split::kTrain, 0, 64).windows(), 12 * 16);
+  EXPECT_LT(TextSource(text, Split::kTrain, 0, 64, true).windows(), 12 * 16);
 }
 
 TEST_F(Resume, Accumulation) { ExpectInterruptionsDoNotMatter(kStages, {"train.accumulate=2"}); }
@@ -160,7 +160,7 @@ TEST_F(Resume, AccumulationChangesRoundingOnly) {
       const auto e = Make(
           toml, {Cat("train.accumulate=", i == 0 ? 1 : 4), "optim.eps=1", "optim.z_loss=1e-4"});
       Stream stream(std::in_place_type<CpuStream>, 1);
-      Trainer trainer(*e, stream);
+      Trainer trainer(*e, Device{}, stream);
       for (int step = 0; step < 4; ++step) losses[i] += trainer.Step().loss;
       weights[i] = Values(trainer);
     }
@@ -182,7 +182,7 @@ TEST_F(Resume, ThreadsKeepTheBits) {
     for (int i : {0, 1}) {
       const auto e = Make(toml);
       Stream stream(std::in_place_type<CpuStream>, i + 1);
-      Trainer trainer(*e, stream);
+      Trainer trainer(*e, Device{}, stream);
       for (int step = 0; step < 3; ++step) trainer.Step();
       trainer.Evaluate();
       weights[i] = Values(trainer);
@@ -195,14 +195,14 @@ TEST_F(Resume, TrainersInOneProcessDoNotMeet) {
   const auto task = Make(kStages), text = Make(kText, {"seed=7"});
   const auto alone = [](const Experiment& e) {
     Stream stream(std::in_place_type<CpuStream>, 1);
-    Trainer trainer(e, stream);
+    Trainer trainer(e, Device{}, stream);
     for (int step = 0; step < 5; ++step) trainer.Step();
     return Values(trainer);
   };
   const auto a = alone(*task), b = alone(*text);
   // Both on one stream.
   Stream stream(std::in_place_type<CpuStream>, 1);
-  Trainer first(*task, stream), second(*text, stream);
+  Trainer first(*task, Device{}, stream), second(*text, Device{}, stream);
   for (int step = 0; step < 5; ++step) {
     first.Step();
     if (step == 2) first.Evaluate();
@@ -222,7 +222,7 @@ TEST_F(Resume, SeedsOfDataAndWeightsAreIndependent) {
   const auto outcome = [&](const std::vector<std::string>& seeds) {
     const auto e = Make(kStages, seeds);
     Stream stream(std::in_place_type<CpuStream>, 1);
-    Trainer trainer(*e, stream);
+    Trainer trainer(*e, Device{}, stream);
     Outcome o{Values(trainer), {}, 0};
     for (int step = 0; step < 10; ++step) {
       const auto result = trainer.Step();
@@ -249,11 +249,11 @@ TEST_F(Resume, EvaluationFitsIntoThePlan) {
   const auto near = Make(kStages, {"train.batch=1", "task.max_difficulty=200"}),
              far = Make(kStages,
                         {"train.batch=1", "task.max_difficulty=200", "eval.difficulties=2,200"});
-  EXPECT_GT(PlanRun(*far).memory_bytes, PlanRun(*near).memory_bytes);
+  EXPECT_GT(PlanRun(*far, Device{}).memory_bytes, PlanRun(*near, Device{}).memory_bytes);
   for (Experiment* e : {near.get(), far.get()}) {
-    EXPECT_LT(PlanRun(*e, false).memory_bytes, PlanRun(*e).memory_bytes);
+    EXPECT_LT(PlanRun(*e, Device{}, false).memory_bytes, PlanRun(*e, Device{}).memory_bytes);
     Stream stream(std::in_place_type<CpuStream>, 1);
-    Trainer trainer(*e, stream), evaluation(*e, stream, /*training=*/false);
+    Trainer trainer(*e, Device{}, stream), evaluation(*e, Device{}, stream, /*training=*/false);
     const auto scores = trainer.Evaluate(), alone = evaluation.Evaluate();
     ASSERT_EQ(scores.size(), alone.size());
     for (size_t i = 0; i < scores.size(); ++i) EXPECT_EQ(scores[i].score.nll, alone[i].score.nll);
@@ -265,7 +265,7 @@ TEST_F(Resume, EvaluationFitsIntoThePlan) {
 TEST_F(Resume, DivergenceChangesNothing) {
   const auto e = Make(kStages);
   Stream stream(std::in_place_type<CpuStream>, 1);
-  Trainer trainer(*e, stream);
+  Trainer trainer(*e, Device{}, stream);
   trainer.Step();
   trainer.model().params().params().front().var.x.Data<float>()[5] = std::nanf("");
   const auto before = Values(trainer);
@@ -283,7 +283,7 @@ TEST_F(Resume, WhatIsNotFiniteIsNotSaved) {
   // An infinite second moment stops its parameter for ever, while loss and gradient stay finite.
   const auto e = Make(kStages);
   Stream stream(std::in_place_type<CpuStream>, 1);
-  Trainer trainer(*e, stream);
+  Trainer trainer(*e, Device{}, stream);
   RunDirectory run = Directory(*e, "out");
   {
     const StopSignals signals;
@@ -329,7 +329,7 @@ TEST_F(Resume, AnEpochReadsEveryWindowOnce) {
   const auto e = Make(kText);
   const Text text(e->data);
   const int64_t length = 64;
-  const TextSource source(text, Split::kTrain, 11, length);
+  const TextSource source(text, Split::kTrain, 11, length, true);
   const std::string& bytes = text.part(Split::kTrain).bytes;
   std::vector<int32_t> tokens(length), labels(length), starts(length);
   const Row row{tokens.data(), labels.data(), starts.data(), length};
@@ -404,7 +404,7 @@ TEST_F(Resume, DocumentsEndWithoutALabel) {
   config.held_out = 0;
   const Text text(config);
   EXPECT_EQ(text.part(Split::kTrain).bytes, joined);
-  const TextSource source(text, Split::kTrain, 0, 29);
+  const TextSource source(text, Split::kTrain, 0, 29, true);
   std::vector<int32_t> tokens(29), labels(29), starts(29);
   source.Fill(0, {tokens.data(), labels.data(), starts.data(), 29});
   for (size_t t = 0; t < 29; ++t) {

@@ -9,7 +9,7 @@ namespace weft {
 namespace {
 
 RunPlan PlanOf(const char* config) {
-  return PlanRun(*Experiment::Load(std::string(WEFT_SOURCE_DIR "/experiments/") + config, {}));
+  return PlanRun(*Experiment::Load(std::string(WEFT_SOURCE_DIR "/experiments/") + config, {}), Device{});
 }
 
 TEST(OlmoCounts, Hybrid7B) {

@@ -32,7 +32,7 @@ double LossOnOneBatch(const std::string& mixer, int steps) {
       SmallExperiment(mixer, {"task.name=state_tracking", "task.difficulties=10", "task.interval=1",
                               "train.length=64", "optim.weight_decay=0"});
   Stream stream(std::in_place_type<CpuStream>, 1);
-  Trainer trainer(*e, stream);
+  Trainer trainer(*e, Device{}, stream);
   double loss = 0;
   for (int i = 0; i < steps; ++i) {
     loss = trainer.Step().loss;
@@ -49,7 +49,7 @@ Score ScoreOnRecall(const std::string& mixer, int steps) {
       SmallExperiment(mixer, {"task.name=recall", "task.difficulties=4", "task.max_difficulty=4",
                               "task.queries=4", "train.length=64", "eval.samples=2048"});
   Stream stream(std::in_place_type<CpuStream>, 1);
-  Trainer trainer(*e, stream);
+  Trainer trainer(*e, Device{}, stream);
   for (int i = 0; i < steps; ++i) trainer.Step();
   return trainer.Evaluate().at(0).score;
 }

@@ -78,7 +78,7 @@ class GatedDelta : public Mixer {
   Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents,
               MixerState* state) override {
     const int64_t B = x.x.dim(0), T = x.x.dim(1), k = H_ * K_, v = H_ * V_;
-    const Var in = Linear(c, tape, x, in_->var, "gated_delta.in");  // [q | k | v | gate | a | b]
+    const Var in = LinearInParts(c, tape, x, in_->var, "gated_delta.in");  // [q | k | v | gate | a | b]
     const Var qkv = ShortConv(c, tape, tape.Slice(in, 2, 0, ConvChannels()), documents, state);
     const Var q = SplitLast(tape.Slice(qkv, 2, 0, k), H_, K_);
     const Var key = SplitLast(tape.Slice(qkv, 2, k, k), H_, K_);

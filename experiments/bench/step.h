@@ -1,0 +1,35 @@
+#pragma once
+// Measures the training step of an experiment.
+
+#include <string>
+#include <vector>
+
+#include "experiments/train/trainer.h"
+
+namespace weft {
+
+struct StepTimes {
+  std::string device;
+  double ms = 0;              // median over the steps, with nothing but steps under way
+  double tokens_per_second = 0;
+  double flops_per_token = 0;  // of products, attention, recurrence and convolution, counted from the ops
+  // MFU = flops_per_token tokens_per_second / 989e12, the dense bf16 rate of an H100; 0 on the CPU.
+  double mfu = 0;
+  double first_step_seconds = 0;  // from the start of the process to the end of the first step
+  int64_t allocated_bytes = 0;    // arenas and scratch
+  int64_t planned_bytes = 0;      // what RunPlan foresaw
+  int64_t device_bytes = 0;       // in use on the GPU, with context and libraries; 0 on the CPU
+  // Where the time goes when ops run one by one: calls per step and ms, longest first.
+  struct Op {
+    std::string name;
+    int64_t calls = 0;
+    double ms = 0;
+  };
+  std::vector<Op> ops;
+};
+
+// Runs `steps` steps in rounds of a few, after a few that are not timed.
+StepTimes MeasureStep(const Experiment& experiment, const Device& device, Stream& stream,
+                      int64_t steps);
+
+}  // namespace weft
