@@ -98,19 +98,32 @@ Var Model::Body(Context& c, Tape& tape, const TensorView& tokens, const Document
   tape.Run(c, embed, EmbeddingBwd{embed, r.h.dx, GradOf(embedding_->var)});
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    MixerState* mixer_state = state ? &(*state)[i] : nullptr;
-    if (layer.post_norm) {
-      Settle(c, tape, r);
-      Post(c, tape, r, layer.mixer->Forward(c, tape, r.h, documents, mixer_state),
-           *layer.mixer_norm);
-      Post(c, tape, r, Mlp(c, tape, r.h, layer), *layer.mlp_norm);
-    } else {
-      const Var x = Norm(c, tape, r, *layer.mixer_norm);
-      r.branch = layer.mixer->Forward(c, tape, x, documents, mixer_state);
-      r.branch = Mlp(c, tape, Norm(c, tape, r, *layer.mlp_norm), layer);
+    if (config_.recompute != ModelConfig::Recompute::kBlock || !tape.recording()) {
+      Block(c, tape, r, layer, documents, state ? &(*state)[i] : nullptr);
+      continue;
     }
+    const auto block = [this, &layer, documents](Context& inner, Tape& t, const Var& h) {
+      Residual residual{h, {}};
+      Block(inner, t, residual, layer, documents, nullptr);
+      Settle(inner, t, residual);
+      return residual.h;
+    };
+    r = {tape.Recompute(c, r.h, block), {}};
   }
   return Norm(c, tape, r, *norm_);
+}
+
+void Model::Block(Context& c, Tape& tape, Residual& r, const Layer& layer,
+                  const Documents& documents, MixerState* state) const {
+  if (layer.post_norm) {
+    Settle(c, tape, r);
+    Post(c, tape, r, layer.mixer->Forward(c, tape, r.h, documents, state), *layer.mixer_norm);
+    Post(c, tape, r, Mlp(c, tape, r.h, layer), *layer.mlp_norm);
+  } else {
+    const Var x = Norm(c, tape, r, *layer.mixer_norm);
+    r.branch = layer.mixer->Forward(c, tape, x, documents, state);
+    r.branch = Mlp(c, tape, Norm(c, tape, r, *layer.mlp_norm), layer);
+  }
 }
 
 Var Model::Logits(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
@@ -187,11 +200,9 @@ Var Model::Norm(Context& c, Tape& tape, Residual& r, const Param& w) const {
   fwd.rstd = c.arena.Alloc(Wide(c.dtype), {r.h.x.dim(0) * r.h.x.dim(1)}, "norm.rstd");
   if (pending) {
     tape.ShareGradient(r.branch, r.h);
-    const Var sum{c.arena.Alloc(c.dtype, {r.h.x.dim(0), r.h.x.dim(1), r.h.x.dim(2)}, "residual"),
-                  r.h.dx};
     fwd.mode = weft::Residual::kBefore;
-    fwd.residual = r.h.x, fwd.sum = sum.x;
-    r = {sum, {}};
+    fwd.residual = r.h.x, fwd.sum = r.branch.x;
+    r = {{r.branch.x, r.h.dx}, {}};
   }
   RmsNormBwd bwd{fwd};
   bwd.dy = y.dx, bwd.dx = GradOf(r.h), bwd.dw = GradOf(w.var);
@@ -202,10 +213,8 @@ Var Model::Norm(Context& c, Tape& tape, Residual& r, const Param& w) const {
 void Model::Settle(Context& c, Tape& tape, Residual& r) const {
   if (!r.branch.x.defined()) return;
   tape.ShareGradient(r.branch, r.h);
-  const Var sum{c.arena.Alloc(c.dtype, {r.h.x.dim(0), r.h.x.dim(1), r.h.x.dim(2)}, "residual"),
-                r.h.dx};
-  Launch(c.stream, AddFwd{r.h.x, r.branch.x, sum.x});
-  r = {sum, {}};
+  Launch(c.stream, AddFwd{r.h.x, r.branch.x, r.branch.x});
+  r = {{r.branch.x, r.h.dx}, {}};
 }
 
 void Model::Post(Context& c, Tape& tape, Residual& r, const Var& out, const Param& w) const {
@@ -222,11 +231,36 @@ void Model::Post(Context& c, Tape& tape, Residual& r, const Var& out, const Para
 }
 
 Var Model::Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const {
+  const int64_t B = x.x.dim(0), T = x.x.dim(1), F = config_.FeedForward();
   const Var gate_up = Linear(c, tape, x, layer.gate_up->var, "mlp.gate_up");
-  const Var y = tape.NewVar(c, "mlp.hidden", {x.x.dim(0), x.x.dim(1), config_.FeedForward()});
-  const SwigluFwd fwd{gate_up.x, y.x};
-  tape.Run(c, fwd, SwigluBwd{fwd, y.dx, GradOf(gate_up)});
-  return Linear(c, tape, y, layer.down->var, "mlp.down");
+  tape.GradientInPlace(gate_up);
+  if (config_.recompute != ModelConfig::Recompute::kHidden || !tape.recording()) {
+    const Var hidden = tape.NewVar(c, "mlp.hidden", {B, T, F});
+    const SwigluFwd fwd{gate_up.x, hidden.x};
+    tape.Run(c, fwd, SwigluBwd{fwd, hidden.dx, GradOf(gate_up)});
+    return Linear(c, tape, hidden, layer.down->var, "mlp.down");
+  }
+  const Var y = tape.NewVar(c, "mlp.down", {B, T, config_.d_model}), down = layer.down->var;
+  const int64_t used = c.arena.used();
+  const TensorView hidden = c.arena.Alloc(c.dtype, {B, T, F}, "mlp.hidden");
+  Launch(c.stream, SwigluFwd{gate_up.x, hidden});
+  Launch(c.stream, MatmulFwd{hidden, down.x, y.x});
+  c.arena.Rewind(used);
+  tape.Record({gate_up.dx, y.dx, down.dx}, [=](Context& context, Tape& t) {
+    const int64_t before = context.arena.used();
+    const TensorView memory = context.arena.Alloc(context.dtype, {B, T, F}, "mlp.dhidden");
+    const MatmulFwd product{memory, down.x, y.x};
+    const TensorView dy = t.Read(y.dx);
+    Grad dhidden(memory);
+    dhidden.accumulate = false;
+    Launch(context.stream, MatmulBwd{product, dy, dhidden, {}});
+    // The hidden layer again, where its gradient was.
+    Launch(context.stream,
+           SwigluBwd{{gate_up.x, memory}, memory, t.Written(gate_up.dx), memory});
+    Launch(context.stream, MatmulBwd{product, dy, {}, t.Written(down.dx)});
+    context.arena.Rewind(before);
+  });
+  return y;
 }
 
 ModelState Model::NewState(Context& c, int64_t B, int64_t capacity) const {

@@ -27,6 +27,10 @@ struct ModelConfig {
   std::vector<std::string> pattern = {"attention"};
   bool tied = false;
   double norm_eps = 1e-6, init_std = 0.02;
+  // What the backward computes again instead of keeping it: the hidden layers of the MLPs, which it
+  // gets almost for free, or whole blocks. Not part of the model, so not a key of it.
+  enum class Recompute { kNone, kHidden, kBlock };
+  Recompute recompute = Recompute::kNone;
 
   void Visit(ConfigVisitor& v);
   int64_t FeedForward() const { return d_ff ? d_ff : 4 * d_model; }
@@ -112,6 +116,9 @@ class Model {
   void Settle(Context& c, Tape& tape, Residual& r) const;  // h <- h + branch
   void Post(Context& c, Tape& tape, Residual& r, const Var& out,
             const Param& w) const;  // h <- h + norm(out)
+  // h and a branch that may still have to be added -> the same after the layer.
+  void Block(Context& c, Tape& tape, Residual& r, const Layer& layer, const Documents& documents,
+             MixerState* state) const;
   Var Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const;
 
   ModelConfig config_;

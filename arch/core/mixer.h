@@ -35,7 +35,8 @@ struct MixerCost {
 class Mixer {
  public:
   virtual ~Mixer() = default;
-  // y is new. With a state (then: no gradients, no documents), x continues the sequence that the
+  // y is new, and no op of the mixer's backward reads its value: the block may overwrite it. With a
+  // state (then: no gradients, no documents), x continues the sequence that the
   // state has seen and the state is advanced by T; calling it token by token gives what one call
   // over all tokens gives.
   virtual Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents,

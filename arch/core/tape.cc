@@ -8,6 +8,7 @@ namespace {
 
 // Stands for gradients that have no memory yet; above every address that can be.
 constexpr uintptr_t kFirstAddress = uintptr_t{1} << 56;
+constexpr uintptr_t kAddresses = uintptr_t{1} << 52;  // of one tape
 constexpr uintptr_t kAlign = 256;
 
 // Offsets for blocks that come and go: best fit among the gaps, else at the end.
@@ -56,10 +57,15 @@ class Gaps {
 
 }  // namespace
 
+Tape::Tape(bool recording, Tape* parent)
+    : recording_(recording),
+      parent_(parent),
+      base_(parent ? parent->base_ + kAddresses : kFirstAddress) {}
+
 Var Tape::NewVar(Context& c, DType dtype, const char* name, int rank, const int64_t* shape) {
   Var v{c.arena.Alloc(dtype, rank, shape, name), {}};
   if (!recording_) return v;
-  const uintptr_t begin = ranges_.empty() ? kFirstAddress
+  const uintptr_t begin = ranges_.empty() ? base_
                                           : ranges_.back().begin + ranges_.back().bytes;
   const uintptr_t bytes = (static_cast<uintptr_t>(v.x.bytes()) + kAlign - 1) / kAlign * kAlign;
   ranges_.push_back({begin, std::max(bytes, kAlign)});
@@ -85,7 +91,7 @@ Var Tape::Slice(const Var& v, int dim, int64_t begin, int64_t length) {
 
 Tape::Range* Tape::Find(const void* address) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(address);
-  if (at < kFirstAddress) return nullptr;
+  if (at < base_ || at >= base_ + kAddresses) return nullptr;
   auto after = std::upper_bound(ranges_.begin(), ranges_.end(), at,
                                 [](uintptr_t a, const Range& range) { return a < range.begin; });
   return &*(after - 1);
@@ -107,20 +113,42 @@ std::byte* Tape::MemoryOf(const void* root) {
 }
 
 Grad Tape::Written(const TensorView& gradient) {
-  Grad grad(gradient);
   const void* root = Root(gradient.data());
+  if (parent_ && !Find(root) && !fresh_.contains(root)) return parent_->Written(gradient);
+  Grad grad(gradient);
   grad.accumulate = fresh_.erase(root) == 0;
   overwritten_.erase(root);
   grad.set_data(MemoryOf(root));
   return grad;
 }
 
-void Tape::Read(const char* name, TensorView& v, const TensorView& of) {
-  const void* root = Root(v.data());
-  Check(!fresh_.contains(root), "tape: ", name, " (", of.name(),
-        ") is read before any op has written it: the value is used by nothing that leads to the "
+TensorView Tape::Read(const TensorView& gradient) {
+  const void* root = Root(gradient.data());
+  Check(!fresh_.contains(root), "tape: the gradient of ", gradient.name(),
+        " is read before any op has written it: the value is used by nothing that leads to the "
         "loss");
-  v.set_data(MemoryOf(root));
+  TensorView view = gradient;
+  view.set_data(MemoryOf(root));
+  return view;
+}
+
+Var Tape::Recompute(Context& c, const Var& x, const Segment& f) {
+  if (!recording_) return f(c, *this, x);
+  const Var y = {c.arena.Alloc(c.dtype, {x.x.dim(0), x.x.dim(1), x.x.dim(2)}, "recomputed"), x.dx};
+  const int64_t used = c.arena.used();
+  Tape forward(/*recording=*/false);
+  Copy(c.stream, y.x, f(c, forward, {x.x, {}}).x);
+  c.arena.Rewind(used);
+  Record({x.dx}, [x, f](Context& context, Tape& tape) {
+    const int64_t before = context.arena.used();
+    Tape inside(/*recording=*/true, &tape);
+    const TensorView gradient = tape.Read(x.dx);
+    const Var again = f(context, inside, {x.x, gradient});
+    Check(again.dx.data() == gradient.data(), "tape: a recomputed segment is not residual");
+    inside.Backward(context);
+    context.arena.Rewind(before);
+  });
+  return y;
 }
 
 void Tape::ShareGradient(const Var& a, const Var& b) {
@@ -133,6 +161,12 @@ void Tape::ShareGradient(const Var& a, const Var& b) {
         b.dx.ToString(), ", have different layouts and cannot share memory");
   range->shared = b.dx.data();
   fresh_.erase(a.dx.data());
+}
+
+void Tape::GradientInPlace(const Var& v) {
+  if (!recording_) return;
+  ShareGradient(v, {v.x, v.x});
+  fresh_.insert(v.x.data());
 }
 
 void Tape::Seed(const Var& v, const TensorView& dx) {

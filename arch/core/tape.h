@@ -35,7 +35,7 @@ class Tape {
  public:
   // Without recording, no gradients are allocated and nothing is kept for a backward: evaluation
   // and decoding.
-  explicit Tape(bool recording) : recording_(recording) {}
+  explicit Tape(bool recording) : Tape(recording, nullptr) {}
   bool recording() const { return recording_; }
 
   // A new activation with its gradient.
@@ -75,12 +75,21 @@ class Tape {
   void Record(std::vector<TensorView> gradients, Step step) {
     if (recording_) ops_.push_back({std::move(gradients), std::move(step)});
   }
-  // Inside a recorded step: the memory of a gradient that the step writes, and whether it adds.
+  // Inside a recorded step: the memory of a gradient that the step writes, and whether it adds; and
+  // of one that it reads.
   Grad Written(const TensorView& gradient);
+  TensorView Read(const TensorView& gradient);
+
+  // y = f(x) for a residual segment, one whose y has the gradient of its x: nothing inside is kept,
+  // and the backward runs f once more. f(c, tape, x) returns y.
+  using Segment = std::function<Var(Context&, Tape&, const Var& x)>;
+  Var Recompute(Context& c, const Var& x, const Segment& f);
 
   // a and b have one gradient, in one memory: where y = a + b, both are that of y. No op has used
   // a.dx, or will.
   void ShareGradient(const Var& a, const Var& b);
+  // The gradient of `v` lives in the memory of its value, which the op that writes it may destroy.
+  void GradientInPlace(const Var& v);
   // The gradient of `v` is given from outside, in memory of its own: the seed of a backward pass.
   void Seed(const Var& v, const TensorView& dx);
   // The first op that writes this gradient of a parameter overwrites what is there. Without this,
@@ -92,6 +101,8 @@ class Tape {
   void Clear();
 
  private:
+  // Inside a recomputed segment, `parent` knows the gradients that are not the tape's own.
+  Tape(bool recording, Tape* parent);
   struct Recorded {
     std::vector<TensorView> gradients;
     Step run;
@@ -115,7 +126,12 @@ class Tape {
   struct Resolve {
     Tape& tape;
     void Upstream(const char* name, TensorView& v, const TensorView& of) {
-      if (v.defined()) tape.Read(name, v, of);
+      if (!v.defined()) return;
+      try {
+        v = tape.Read(v);
+      } catch (const Error& error) {
+        Fail(error.code(), error.what(), ", as ", name, " of ", of.name());
+      }
     }
     void Grad(const char*, weft::Grad& v, const TensorView&) {
       if (v.defined()) v = tape.Written(v);
@@ -130,10 +146,11 @@ class Tape {
   // The address that stands for the gradient once sharing is followed.
   const void* Root(const void* address);
   std::byte* MemoryOf(const void* root);
-  void Read(const char* name, TensorView& v, const TensorView& of);
   int64_t PlanMemory();
 
   bool recording_;
+  Tape* parent_;
+  uintptr_t base_;  // of the addresses that stand for gradients without memory
   std::vector<Recorded> ops_;
   std::vector<Range> ranges_;  // ascending
   std::byte* memory_ = nullptr;

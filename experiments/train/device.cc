@@ -5,18 +5,13 @@
 namespace weft {
 
 Device ChooseDevice(const Experiment& e) {
-  Device device{false, "cpu", DType::kF32};
+  Device device{e.device == "cuda", "cpu", DType::kF32};
 #ifdef WEFT_CUDA
-  device.cuda = e.device == "cuda" || (e.device == "auto" && CudaDevices() > 0);
-  if (device.cuda && CudaDevices() == 0)
-    Fail(ExitCode::kUsage, "--device=cuda: no GPU is found; choose --device=cpu");
-  if (device.cuda) device.name = CudaDeviceName(0);
-#else
-  if (e.device == "cuda") {
-    Fail(ExitCode::kUsage,
-         "--device=cuda: this build has no CUDA backend; install the CUDA toolkit and build again");
-  }
+  const bool found = e.device != "cpu" && CudaDevices() > 0;
+  device.cuda |= found;
+  if (found) device.name = CudaDeviceName(0);
 #endif
+  if (device.cuda && device.name == "cpu") device.name = "cuda";
   if (e.train.precision == "bf16" && !device.cuda) {
     Fail(ExitCode::kUsage,
          "train.precision = \"bf16\": the CPU computes in f32 only; choose \"auto\" or \"f32\"");
@@ -26,11 +21,14 @@ Device ChooseDevice(const Experiment& e) {
 }
 
 std::unique_ptr<Stream> OpenStream(const Experiment& e, const Device& device) {
+  if (!device.cuda)
+    return std::make_unique<Stream>(std::in_place_type<CpuStream>, static_cast<int>(e.threads));
 #ifdef WEFT_CUDA
-  if (device.cuda) return std::make_unique<Stream>(std::in_place_type<CudaStream>, 0);
+  return std::make_unique<Stream>(std::in_place_type<CudaStream>, 0);
+#else
+  Fail(ExitCode::kUsage,
+       "--device=cuda: this build has no CUDA backend; install the CUDA toolkit and build again");
 #endif
-  static_cast<void>(device);
-  return std::make_unique<Stream>(std::in_place_type<CpuStream>, static_cast<int>(e.threads));
 }
 
 int64_t Device::MemoryLimit() const {

@@ -20,9 +20,10 @@ struct Device {
   int64_t MemoryLimit() const;
 };
 
-// "auto" is the first GPU where there is one. Error kUsage for a GPU that is not there, and for bf16
-// on the CPU.
+// "auto" is the first GPU where there is one. "cuda" needs none before its stream is opened, so that
+// a run can be planned elsewhere. Error kUsage for bf16 on the CPU.
 Device ChooseDevice(const Experiment& e);
+// Error kUsage when the GPU is not there.
 std::unique_ptr<Stream> OpenStream(const Experiment& e, const Device& device);
 
 }  // namespace weft

@@ -68,6 +68,10 @@ void TrainConfig::Visit(ConfigVisitor& v) {
         "activations and products: f32, bf16 (with f32 sums, parameters and moments), or auto: bf16 on "
         "a GPU, f32 on the CPU",
         {"auto", "f32", "bf16"});
+  v.Key("recompute", recompute,
+        "what the backward computes again to save memory: the hidden layers of the MLPs, which costs "
+        "little, or whole blocks",
+        {"none", "hidden", "block"});
   v.Key("log_every", log_every, "steps between lines of the log", Range{1, 1e12});
   v.Key("checkpoint_every", checkpoint_every, "steps between checkpoints; 0 = only at the end",
         Range{0, 1e12});

@@ -31,7 +31,7 @@ double LearningRate(const OptimConfig& config, int64_t step, int64_t steps);
 
 struct TrainConfig {
   int64_t steps = 1000, batch = 16, length = 256, accumulate = 1;
-  std::string precision = "auto";
+  std::string precision = "auto", recompute = "none";
   int64_t log_every = 10, checkpoint_every = 500, keep = 2, curriculum_every = 100,
           curriculum_samples = 256;
   void Visit(ConfigVisitor& v);

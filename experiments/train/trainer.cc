@@ -19,6 +19,10 @@ constexpr int64_t kLargestPass =
 
 ModelConfig ModelFor(const Experiment& e, int64_t vocab) {
   ModelConfig config = e.model;
+  using enum ModelConfig::Recompute;
+  config.recompute = e.train.recompute == "hidden"  ? kHidden
+                     : e.train.recompute == "block" ? kBlock
+                                                    : kNone;
   if (config.vocab == 0) config.vocab = vocab;
   if (config.vocab < vocab) {
     Fail(ExitCode::kUsage, "model.vocab = ", config.vocab,
@@ -131,8 +135,15 @@ RunPlan PlanRun(const Experiment& e, const Device& device, bool training, int64_
   model.params().Allocate(stream, parameters, device.dtype, training);
   if (training) {
     const PassCost pass = PlanPass(model, {rows, e.train.length}, device.dtype, true);
-    plan.training_flops_per_token = pass.flops / static_cast<double>(rows * e.train.length);
     plan.activation_bytes = pass.bytes;
+    // Work that is done twice counts once.
+    ModelConfig config = model.config();
+    config.recompute = ModelConfig::Recompute::kNone;
+    Model once(config, *e.mixers);
+    Arena unused(Arena::Mode::kPlan, 0);
+    once.params().Allocate(stream, unused, device.dtype, training);
+    const double flops = PlanPass(once, {rows, e.train.length}, device.dtype, true).flops;
+    plan.training_flops_per_token = flops / static_cast<double>(rows * e.train.length);
   }
   for (const Evaluator::Shape& shape : EvaluationShapes(e, rows * e.train.length)) {
     plan.activation_bytes =

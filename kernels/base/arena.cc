@@ -102,10 +102,10 @@ TensorView Arena::Alloc(DType dtype, int rank, const int64_t* shape, const char*
   return view;
 }
 
-void Arena::Reset() {
+void Arena::Rewind(int64_t used) {
   if (mode_ == Mode::kGuarded) CheckSentinels();
-  sentinels_.clear();
-  used_ = 0;
+  while (!sentinels_.empty() && sentinels_.back().offset >= used) sentinels_.pop_back();
+  used_ = used;
 }
 
 void Arena::CheckSentinels() const {

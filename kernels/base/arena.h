@@ -28,7 +28,9 @@ class Arena {
 
   TensorView Alloc(DType dtype, std::initializer_list<int64_t> shape, const char* name);
   TensorView Alloc(DType dtype, int rank, const int64_t* shape, const char* name);
-  void Reset();  // everything handed out is invalid now
+  void Reset() { Rewind(0); }  // everything handed out is invalid now
+  // Gives back what was handed out since used() was `used`.
+  void Rewind(int64_t used);
 
   int64_t capacity() const { return capacity_; }
   int64_t used() const { return used_; }

@@ -23,10 +23,12 @@ void MatmulBwd::Check() const {
   fwd.Check();
   CheckSameShape(kOp, "dy", dy, fwd.y);
   CheckDense(kOp, "dy", dy);
-  CheckSameShape(kOp, "dw", dw, fwd.w);
-  CheckDense(kOp, "dw", dw);
   CheckDType(kOp, "dy", dy, fwd.x.dtype());
-  CheckDType(kOp, "dw", dw, Wide(fwd.w.dtype()));
+  if (dw.defined()) {
+    CheckSameShape(kOp, "dw", dw, fwd.w);
+    CheckDense(kOp, "dw", dw);
+    CheckDType(kOp, "dw", dw, Wide(fwd.w.dtype()));
+  }
   if (dx.defined()) {
     CheckSameShape(kOp, "dx", dx, fwd.x);
     CheckDense(kOp, "dx", dx);

@@ -27,8 +27,7 @@ struct MatmulFwd {
 struct MatmulBwd {
   MatmulFwd fwd;
   TensorView dy;  // [..., N]
-  Grad dx;        // left out when x needs no gradient
-  Grad dw;
+  Grad dx, dw;    // either may be left out
 
   template <class Self, class V>
   static void Visit(Self& s, V&& v) {
@@ -37,7 +36,7 @@ struct MatmulBwd {
     v.ParamGrad("dw", s.dw, s.fwd.w);
   }
   void Check() const;
-  double Flops() const { return fwd.Flops() * (dx.defined() ? 2 : 1); }
+  double Flops() const { return fwd.Flops() * ((dx.defined() ? 1 : 0) + (dw.defined() ? 1 : 0)); }
 };
 
 void Run(CpuStream&, const MatmulFwd&);

@@ -97,8 +97,10 @@ void Backward(CpuStream& stream, const MatmulBwd& b) {
     Multiply<T>(stream, false, b.dy.dim(-1), dy, b.fwd.w.As<const T, 2>(), b.dx.accumulate ? 1 : 0,
                 b.dx.Rows().template As<T, 2>());
   }
-  WeightGradient<T>(stream, dy, b.fwd.x.Rows().As<const T, 2>(), b.dw.template As<T, 2>(),
-                    b.dw.accumulate ? 1 : 0);
+  if (b.dw.defined()) {
+    WeightGradient<T>(stream, dy, b.fwd.x.Rows().As<const T, 2>(), b.dw.template As<T, 2>(),
+                      b.dw.accumulate ? 1 : 0);
+  }
 }
 
 }  // namespace

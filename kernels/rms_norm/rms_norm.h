@@ -22,7 +22,7 @@ struct RmsNormFwd {
   TensorView residual;  // [..., D], for kBefore and kAfter
   TensorView w;         // [D]
   TensorView y;         // [..., D]
-  TensorView sum;       // [..., D], for kBefore
+  TensorView sum;       // [..., D], for kBefore; may be the memory of x
   TensorView rstd;      // [rows]
   Residual mode = Residual::kNone;
   double eps = 1e-6;

@@ -22,6 +22,13 @@ void SwigluBwd::Check() const {
   CheckDense(kOp, "dy", dy);
   CheckSameShape(kOp, "dgate_up", dgate_up, fwd.gate_up);
   CheckDense(kOp, "dgate_up", dgate_up);
+  weft::Check(dgate_up.data() != fwd.gate_up.data() || !dgate_up.accumulate, kOp,
+              ": dgate_up is the memory of gate_up and cannot be added to");
+  if (y.defined()) {
+    CheckSameShape(kOp, "y", y, fwd.y);
+    CheckDense(kOp, "y", y);
+    CheckDType(kOp, "y", y, fwd.y.dtype());
+  }
 }
 
 }  // namespace weft

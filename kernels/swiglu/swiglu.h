@@ -24,8 +24,9 @@ struct SwigluFwd {
 
 struct SwigluBwd {
   SwigluFwd fwd;
-  TensorView dy;  // [..., F]
-  Grad dgate_up;
+  TensorView dy;   // [..., F]
+  Grad dgate_up;   // may be the memory of gate_up, when it is overwritten
+  TensorView y;    // [..., F], optional: the forward's y once more, which may be the memory of dy
 
   template <class Self, class V>
   static void Visit(Self& s, V&& v) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 
 #include "arch/blocks/model.h"
 #include "kernels/base/rng.h"
@@ -238,6 +239,8 @@ TEST_P(MixerLaw, GradientsAreDerivatives) {
       value += y.x.Data<double>()[(i / kD) * y.x.stride(1) + i % kD] * seed.Data<double>()[i];
     }
     if (slope) {
+      // The block may overwrite what a mixer gives.
+      std::fill_n(y.x.Data<double>(), y.x.size(), std::numeric_limits<double>::quiet_NaN());
       f.tape_.Seed(y, seed);
       f.tape_.Backward(f.context_);
       *slope = 0;
@@ -268,8 +271,10 @@ INSTANTIATE_TEST_SUITE_P(All, MixerLaw, testing::ValuesIn(Cases()), [](const aut
 TEST(ModelLaw, GradientsAreDerivatives) {
   ModelConfig config;
   config.d_model = 8, config.layers = 4, config.d_ff = 12, config.vocab = 11, config.init_std = 0.3;
-  for (const bool tied : {false, true}) {
-    config.tied = tied;
+  using enum ModelConfig::Recompute;
+  for (const auto [tied, recompute] :
+       {std::pair{false, kNone}, {true, kNone}, {false, kHidden}, {true, kBlock}}) {
+    config.tied = tied, config.recompute = recompute;
     config.pattern = {"gated_delta", "attention-post", "attention", "identity"};
     MixerConfigs mixers(config.pattern);
     ConfigVisitor v;
