@@ -148,12 +148,14 @@ void Model::LossOf(Context& c, Tape& tape, const TensorView& tokens, const Docum
   const int64_t N = tokens.size(), V = config_.vocab;
   const int64_t pieces = (N * V + kLogitsAtOnce - 1) / kLogitsAtOnce;
   const int64_t rows = ((N + pieces - 1) / pieces + kPieceAlign - 1) / kPieceAlign * kPieceAlign;
-  const TensorView logits = c.arena.Alloc(c.dtype, {std::min(rows, N), V}, "logits");
+  const std::initializer_list<int64_t> piece = {std::min(rows, N), V};
+  const TensorView logits = tape.recording() ? tape.NewTemporary(c, "logits", piece)
+                                             : c.arena.Alloc(c.dtype, piece, "logits");
   const TensorView lse = c.arena.Alloc(Wide(c.dtype), {N}, "loss.lse");
   // Rows [begin, begin + n): logits and their share of the loss.
-  const auto forward = [=, x = body.x.Rows(), w = head_->var.x](Stream& stream, int64_t begin,
-                                                               int64_t n) {
-    const MatmulFwd head{x.Slice(0, begin, n), w, logits.Slice(0, 0, n)};
+  const auto forward = [=, x = body.x.Rows(), w = head_->var.x](
+                           Stream& stream, const TensorView& memory, int64_t begin, int64_t n) {
+    const MatmulFwd head{x.Slice(0, begin, n), w, memory.Slice(0, 0, n)};
     Launch(stream, head);
     CrossEntropyFwd f;
     f.logits = head.y;
@@ -169,17 +171,18 @@ void Model::LossOf(Context& c, Tape& tape, const TensorView& tokens, const Docum
   };
   if (!tape.recording()) {
     for (int64_t begin = 0; begin < N; begin += rows)
-      forward(c.stream, begin, std::min(rows, N - begin));
+      forward(c.stream, logits, begin, std::min(rows, N - begin));
     return;
   }
-  tape.Record({body.dx, head_->var.dx}, [=, dx = body.dx, dw = head_->var.dx](Context& context,
-                                                                            Tape& t) {
+  const TensorView dx = body.dx, dw = head_->var.dx;
+  tape.Record({dx, dw, logits}, [=](Context& context, Tape& t) {
+    const TensorView memory = t.Read(logits);
     const Grad whole = t.Written(dx);
     Grad weights = t.Written(dw);
     Stream& stream = context.stream;
     for (int64_t begin = 0; begin < N; begin += rows) {
       const int64_t n = std::min(rows, N - begin);
-      const auto [head, f] = forward(stream, begin, n);
+      const auto [head, f] = forward(stream, memory, begin, n);
       CrossEntropyBwd loss_bwd{f, {}, Grad(f.logits)};
       loss_bwd.dlogits.accumulate = false;
       Launch(stream, loss_bwd);
@@ -246,9 +249,9 @@ Var Model::Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const {
   Launch(c.stream, SwigluFwd{gate_up.x, hidden});
   Launch(c.stream, MatmulFwd{hidden, down.x, y.x});
   c.arena.Rewind(used);
-  tape.Record({gate_up.dx, y.dx, down.dx}, [=](Context& context, Tape& t) {
-    const int64_t before = context.arena.used();
-    const TensorView memory = context.arena.Alloc(context.dtype, {B, T, F}, "mlp.dhidden");
+  const TensorView temporary = tape.NewTemporary(c, "mlp.dhidden", {B, T, F});
+  tape.Record({gate_up.dx, y.dx, down.dx, temporary}, [=](Context& context, Tape& t) {
+    const TensorView memory = t.Read(temporary);
     const MatmulFwd product{memory, down.x, y.x};
     const TensorView dy = t.Read(y.dx);
     Grad dhidden(memory);
@@ -258,7 +261,6 @@ Var Model::Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const {
     Launch(context.stream,
            SwigluBwd{{gate_up.x, memory}, memory, t.Written(gate_up.dx), memory});
     Launch(context.stream, MatmulBwd{product, dy, {}, t.Written(down.dx)});
-    context.arena.Rewind(before);
   });
   return y;
 }

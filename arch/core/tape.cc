@@ -65,13 +65,18 @@ Tape::Tape(bool recording, Tape* parent)
 Var Tape::NewVar(Context& c, DType dtype, const char* name, int rank, const int64_t* shape) {
   Var v{c.arena.Alloc(dtype, rank, shape, name), {}};
   if (!recording_) return v;
-  const uintptr_t begin = ranges_.empty() ? base_
-                                          : ranges_.back().begin + ranges_.back().bytes;
-  const uintptr_t bytes = (static_cast<uintptr_t>(v.x.bytes()) + kAlign - 1) / kAlign * kAlign;
-  ranges_.push_back({begin, std::max(bytes, kAlign)});
-  v.dx = TensorView(reinterpret_cast<void*>(begin), dtype, rank, shape, name);
+  v.dx = NewGradient(dtype, name, rank, shape);
   fresh_.insert(v.dx.data());
   return v;
+}
+
+TensorView Tape::NewGradient(DType dtype, const char* name, int rank, const int64_t* shape) {
+  const uintptr_t begin = ranges_.empty() ? base_
+                                          : ranges_.back().begin + ranges_.back().bytes;
+  const TensorView view(reinterpret_cast<void*>(begin), dtype, rank, shape, name);
+  const uintptr_t bytes = (static_cast<uintptr_t>(view.bytes()) + kAlign - 1) / kAlign * kAlign;
+  ranges_.push_back({begin, std::max(bytes, kAlign)});
+  return view;
 }
 
 Var Tape::NewVarLike(Context& c, const char* name, const TensorView& like) {

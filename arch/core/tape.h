@@ -80,6 +80,11 @@ class Tape {
   Grad Written(const TensorView& gradient);
   TensorView Read(const TensorView& gradient);
 
+  // Memory for recorded steps that name it among their gradients: Read gives it.
+  TensorView NewTemporary(Context& c, const char* name, std::initializer_list<int64_t> shape) {
+    return NewGradient(c.dtype, name, static_cast<int>(shape.size()), shape.begin());
+  }
+
   // y = f(x) for a residual segment, one whose y has the gradient of its x: nothing inside is kept,
   // and the backward runs f once more. f(c, tape, x) returns y.
   using Segment = std::function<Var(Context&, Tape&, const Var& x)>;
@@ -142,6 +147,7 @@ class Tape {
   };
 
   Var NewVar(Context& c, DType dtype, const char* name, int rank, const int64_t* shape);
+  TensorView NewGradient(DType dtype, const char* name, int rank, const int64_t* shape);
   Range* Find(const void* address);
   // The address that stands for the gradient once sharing is followed.
   const void* Root(const void* address);
