@@ -12,6 +12,10 @@ namespace weft {
 // directory, start_time, hostname, os, cpu, cpu_cores, memory_bytes.
 Attributes DescribeEnvironment(const std::vector<std::string>& command_line);
 
+// "0123456789ab" or "0123456789ab, modified"
+std::string CommitText();
+// "Intel(R) Xeon(R) Platinum 8481C"
+std::string CpuModel();
 // "weft 0.1.0 (commit 0123456789ab, modified) on <host>, pid 42"
 std::string BuildDescription();
 
