@@ -21,15 +21,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string CpuModel() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    if (!line.starts_with("model name")) continue;
-    return line.substr(std::min(line.size(), line.find(':') + 2));
-  }
-  return "unknown";
-}
-
 int64_t MemoryOfMachine() {
   return int64_t{sysconf(_SC_PHYS_PAGES)} * int64_t{sysconf(_SC_PAGESIZE)};
 }
@@ -99,9 +90,22 @@ Attributes DescribeEnvironment(const std::vector<std::string>& command_line) {
           {"memory_bytes", MemoryOfMachine()}};
 }
 
+std::string CpuModel() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (!line.starts_with("model name")) continue;
+    return line.substr(std::min(line.size(), line.find(':') + 2));
+  }
+  return "unknown";
+}
+
+std::string CommitText() {
+  return Cat(std::string_view(kGitCommit).substr(0, 12), kGitDirty ? ", modified" : "");
+}
+
 std::string BuildDescription() {
-  return Cat("weft ", kWeftVersion, " (commit ", std::string_view(kGitCommit).substr(0, 12),
-             kGitDirty ? ", modified" : "", ") on ", HostName(), ", pid ", getpid());
+  return Cat("weft ", kWeftVersion, " (commit ", CommitText(), ") on ", HostName(), ", pid ",
+             getpid());
 }
 
 std::string TimeNow() {

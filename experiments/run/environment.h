@@ -17,6 +17,10 @@ Attributes DescribeEnvironment(const std::vector<std::string>& command_line);
 int64_t MemoryLimit(const std::string& groups = "/proc/self/cgroup",
                     const std::string& mount = "/sys/fs/cgroup");
 
+// "0123456789ab" or "0123456789ab, modified"
+std::string CommitText();
+// "Intel(R) Xeon(R) Platinum 8481C"
+std::string CpuModel();
 // "weft 0.1.0 (commit 0123456789ab, modified) on <host>, pid 42"
 std::string BuildDescription();
 

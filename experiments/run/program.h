@@ -30,7 +30,7 @@ inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, char**
   } catch (const CLI::CallForHelp&) {
     throw HelpWanted();
   }
-  for (const std::string& extra : app.remaining()) {
+  for (const std::string& extra : app.remaining(/*recurse=*/true)) {
     if (!extra.starts_with("--") || extra.find('=') == std::string::npos) {
       Fail(ExitCode::kUsage, "unexpected argument \"", extra,
            "\"; config keys are given as --KEY=VALUE, see --help");

@@ -31,6 +31,7 @@ struct AddBwd {
   }
   void Check() const;
   double Flops() const { return 0; }
+  double Bytes() const { return BytesOf(dy) + BytesOf(da) + BytesOf(db); }
 };
 
 void Run(CpuStream&, const AddFwd&);

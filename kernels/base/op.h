@@ -26,6 +26,10 @@
 // parameter: of the wide type). Optional tensors are undefined views;
 // visitors skip them.
 //
+// Bytes that an op must at least move are those of all tensors that Visit shows, and for a backward
+// also what the forward read and saved. Where that is not so, the struct has `double Bytes()
+// const`.
+//
 // FLOPs are those of matrix products, convolutions, attention and recurrences, as in the
 // literature's counts. Element-wise work, norms and sums count none: bytes are what bounds them.
 
@@ -38,23 +42,36 @@
 
 namespace weft {
 
-// Sums the bytes of everything an op reads and writes.
+inline double BytesOf(const TensorView& view) { return static_cast<double>(view.bytes()); }
+
+// Sums the bytes of everything an op reads and writes; after the backward, of what it reads of the
+// forward.
 struct ByteCounter {
+  bool outputs = true;
   double bytes = 0;
-  void In(const char*, const TensorView& v) { bytes += static_cast<double>(v.bytes()); }
-  void Out(const char*, const TensorView& v) { bytes += static_cast<double>(v.bytes()); }
-  void Saved(const char*, const TensorView& v) { bytes += static_cast<double>(v.bytes()); }
-  void InOut(const char*, const TensorView& v) { bytes += 2 * static_cast<double>(v.bytes()); }
-  void Upstream(const char*, const TensorView& v, const TensorView&) {
-    bytes += static_cast<double>(v.bytes());
-  }
-  void Grad(const char*, const TensorView& v, const TensorView&) {
-    bytes += static_cast<double>(v.bytes());
-  }
-  void ParamGrad(const char*, const TensorView& v, const TensorView&) {
-    bytes += static_cast<double>(v.bytes());
-  }
+  void In(const char*, const TensorView& v) { bytes += BytesOf(v); }
+  void Out(const char*, const TensorView& v) { bytes += outputs ? BytesOf(v) : 0; }
+  void Saved(const char*, const TensorView& v) { bytes += BytesOf(v); }
+  void InOut(const char*, const TensorView& v) { bytes += 2 * BytesOf(v); }
+  void Upstream(const char*, const TensorView& v, const TensorView&) { bytes += BytesOf(v); }
+  void Grad(const char*, const TensorView& v, const TensorView&) { bytes += BytesOf(v); }
+  void ParamGrad(const char*, const TensorView& v, const TensorView&) { bytes += BytesOf(v); }
 };
+
+template <class Op>
+double BytesMoved(const Op& op) {
+  if constexpr (requires { op.Bytes(); }) {
+    return op.Bytes();
+  } else {
+    ByteCounter counter;
+    Op::Visit(op, counter);
+    if constexpr (requires { op.fwd; }) {
+      counter.outputs = false;
+      op.fwd.Visit(op.fwd, counter);
+    }
+    return counter.bytes;
+  }
+}
 
 template <class Op>
 concept Checked = requires(const Op& op) {
@@ -65,10 +82,8 @@ concept Checked = requires(const Op& op) {
 template <Checked Op>
 void Run(PlanStream& stream, const Op& op) {
   op.Check();
-  ByteCounter counter;
-  Op::Visit(op, counter);
   stream.flops += op.Flops();
-  stream.bytes += counter.bytes;
+  stream.bytes += BytesMoved(op);
 }
 
 // A backend that is missing does not compile.

@@ -17,7 +17,9 @@
 
 #include <algorithm>
 #include <complex>
+#include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,11 +50,14 @@ inline Fill Values(std::vector<double> values) {
 
 // Cuts the tensors of one case from a guarded arena. `pad` > 0 puts that many unused elements
 // behind each row, so that every kernel is run on strided views too. With `bf16_values` all values
-// are bf16 numbers, whatever type holds them: the truth of a bf16 run.
+// are bf16 numbers, whatever type holds them: the truth of a bf16 run. A larger tensor of floats
+// repeats its first `distinct` values, since drawing them takes long. An arena that only plans is
+// not filled.
 class CaseMaker {
  public:
-  CaseMaker(Arena& arena, DType dtype, int64_t pad, bool bf16_values = false)
-      : arena_(arena), dtype_(dtype), pad_(pad), bf16_values_(bf16_values) {}
+  CaseMaker(Arena& arena, DType dtype, int64_t pad, bool bf16_values = false,
+            int64_t distinct = std::numeric_limits<int64_t>::max())
+      : arena_(arena), dtype_(dtype), pad_(pad), bf16_values_(bf16_values), distinct_(distinct) {}
 
   DType dtype() const { return dtype_; }
   bool bf16_values() const { return bf16_values_; }
@@ -105,6 +110,7 @@ class CaseMaker {
   DType dtype_;
   int64_t pad_;
   bool bf16_values_;
+  int64_t distinct_;
   uint64_t tensors_ = 0;  // so that the k-th tensor of a case has the same values for every dtype
 };
 
@@ -123,8 +129,11 @@ void ForEach(const TensorView& view, F&& f) {
 
 inline TensorView CaseMaker::Filled(DType dtype, const char* name, int rank, const int64_t* shape,
                                     const Fill& fill) {
-  const TensorView view = Cut(dtype, name, rank, shape);
+  const TensorView whole = Cut(dtype, name, rank, shape);
   Rng rng(0, Purpose::kTest, ++tensors_);
+  if (arena_.mode() == Arena::Mode::kPlan) return whole;
+  const bool repeats = dtype != DType::kI32 && whole.contiguous() && whole.size() > distinct_;
+  const TensorView view = repeats ? TensorView(whole.data(), dtype, {distinct_}) : whole;
   const auto value = [&](int64_t i) {
     const float v = static_cast<float>(fill(rng, i));
     return static_cast<double>(bf16_values_ ? FromBF16(ToBF16(v)) : v);
@@ -139,7 +148,11 @@ inline TensorView CaseMaker::Filled(DType dtype, const char* name, int rank, con
     ForEach<std::complex<double>>(view, [&](int64_t i, std::complex<double>* p) { *p = value(i); });
   if (dtype == DType::kI32)
     ForEach<int32_t>(view, [&](int64_t i, int32_t* p) { *p = static_cast<int32_t>(fill(rng, i)); });
-  return view;
+  for (int64_t at = view.bytes(); at < whole.bytes(); at += view.bytes()) {
+    std::memcpy(whole.Data<std::byte>() + at, whole.data(),
+                static_cast<size_t>(std::min(view.bytes(), whole.bytes() - at)));
+  }
+  return whole;
 }
 
 // One tensor of an op as Visit showed it.
@@ -205,7 +218,7 @@ struct OpEntry {
     std::function<OpInstance(CaseMaker&)> make;
   };
   std::string name;
-  std::vector<Case> laws, bf16_laws, bench;
+  std::vector<Case> laws, bf16_laws, bench, gpu_bench;
   double tolerance = 4;                // c of Tolerance(); another value needs a reason beside it
   std::vector<std::string> free_dims;  // "w.0": a dimension that no other tensor has to agree with
 };
@@ -312,14 +325,16 @@ struct OpSpec {
   std::vector<Case> laws = {};
   std::vector<Case> bf16_laws = {};  // of sizes that bf16 kernels take; left out: those of laws
   std::vector<Case> bench = {};
+  std::vector<Case> gpu_bench = {};  // of sizes that keep a GPU busy
   double tolerance = 4;
   std::vector<std::string> free_dims = {};
 
   OpEntry Entry() && {
-    OpEntry entry{name, {}, {}, {}, tolerance, free_dims};
+    OpEntry entry{name, {}, {}, {}, {}, tolerance, free_dims};
     for (auto& c : laws) entry.laws.push_back({c.label, Maker(c.make)});
     for (auto& c : bf16_laws) entry.bf16_laws.push_back({c.label, Maker(c.make)});
     for (auto& c : bench) entry.bench.push_back({c.label, Maker(c.make)});
+    for (auto& c : gpu_bench) entry.gpu_bench.push_back({c.label, Maker(c.make)});
     return entry;
   }
 

@@ -5,6 +5,8 @@
 // A token outside [0, V) is an error that names it, found when the op runs; on a GPU, which cannot
 // stop there, its y is NaN.
 
+#include <algorithm>
+
 #include "kernels/base/op.h"
 
 namespace weft {
@@ -22,6 +24,9 @@ struct EmbeddingFwd {
   }
   void Check() const;
   double Flops() const { return 0; }
+  double Bytes() const {  // rows of w that are looked up
+    return BytesOf(tokens) + std::min(BytesOf(w), BytesOf(y)) + BytesOf(y);
+  }
 };
 
 struct EmbeddingBwd {
@@ -36,6 +41,7 @@ struct EmbeddingBwd {
   }
   void Check() const;
   double Flops() const { return 0; }
+  double Bytes() const { return BytesOf(fwd.tokens) + BytesOf(dy) + BytesOf(dw); }
 };
 
 void Run(CpuStream&, const EmbeddingFwd&);

@@ -52,6 +52,10 @@ struct QkNormRopeBwd {
   }
   void Check() const;
   double Flops() const { return 0; }
+  double Bytes() const {  // x matters to norms alone
+    const double x = fwd.norm == QkNorm::kNone ? 0 : BytesOf(fwd.x);
+    return x + BytesOf(fwd.w) + BytesOf(fwd.rstd) + BytesOf(dy) + BytesOf(dx) + BytesOf(dw);
+  }
 };
 
 void Run(CpuStream&, const QkNormRopeFwd&);

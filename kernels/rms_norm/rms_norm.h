@@ -57,6 +57,10 @@ struct RmsNormBwd {
   }
   void Check() const;
   double Flops() const { return 0; }
+  double Bytes() const {
+    return BytesOf(fwd.x) + BytesOf(fwd.w) + BytesOf(fwd.rstd) + BytesOf(dy) + BytesOf(dsum) +
+        BytesOf(dx) + BytesOf(dw) + BytesOf(dresidual);
+  }
 };
 
 void Run(CpuStream&, const RmsNormFwd&);

@@ -58,7 +58,7 @@ rows = 4
 constexpr char kPrelude[] = R"bash(
 export LC_ALL=C
 export PATH=')bash" WEFT_BIN_DIR R"bash(':$PATH
-train=weft-train; eval=weft-eval; params=weft-params; task=weft-task
+train=weft-train; eval=weft-eval; params=weft-params; task=weft-task; bench=weft-bench
 run='out/*/*'
 finish() { $train ${config:-tiny.toml} --out out "$@"; }
 # What a kill after the first checkpoint leaves.
@@ -135,6 +135,16 @@ const std::vector<Case> kCases = {
      {"task.stage_steps has 1", "as many"}},
     {"TaskStdoutFull", "", "$task sample recall >/dev/full", 1,
      {"standard output cannot be written"}},
+    {"BenchNothing", "", "$bench", 2, {"subcommand is required", "--help"}},
+    {"BenchStepNothing", "", "$bench step", 2, {"CONFIG is required", "--help"}},
+    {"BenchStepOtherKey", "", "$bench step tiny.toml --optim.warmpu=1", 2,
+     {"--optim.warmpu: unknown key"}},
+    {"BenchOpsConfig", "", "$bench ops tiny.toml", 2, {"not expected: tiny.toml"}},
+    {"BenchOpsUnknownDevice", "", "$bench ops --device=gpu", 2, {"gpu not in {auto,cpu,cuda}"}},
+    {"BenchOpsNoCase", "", "$bench ops --device=cpu --filter=matmull", 2,
+     {"\"matmull\" matches no case", "matmul/"}},
+    {"BenchOpsBrokenFilter", "", "$bench ops --device=cpu --filter='('", 2,
+     {"\"(\" is no regular expression"}},
 
     // Settings
     {"ConfigMissing", "", "$train none.toml --out out", 2,
