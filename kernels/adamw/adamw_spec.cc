@@ -31,6 +31,7 @@ void AddOp_adamw(OpSuite& suite) {
   law("n1_step1", 1, 0, 1, false);
   law("n63_decayed_all", 63, 63, 3, true);
   law("n1000_decayed_333", 1000, 333, 1000, true);
+  law("n4099_decayed_2050", 4099, 2050, 20, true);
   law("n40000_decayed_20001", 40000, 20001, 7, false);
   spec.bench.push_back({"n1M", [](CaseMaker& m) { return Make(m, 1 << 20, 1 << 20, 9, true); }});
   spec.bench.push_back({"n16M", [](CaseMaker& m) { return Make(m, 16 << 20, 16 << 20, 9, true); }});

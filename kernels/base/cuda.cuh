@@ -76,8 +76,36 @@ bool Packable(const TensorView& view, int n) {
   return view.dim(-1) % n == 0;
 }
 
+// A view for kernels, indexed like Nd.
+template <class T>
+struct View3 {
+  T* data = nullptr;
+  int64_t stride[3] = {};
+
+  View3() = default;
+  explicit View3(const Nd<T, 3>& v) : data(v.data), stride{v.stride[0], v.stride[1], v.stride[2]} {}
+  __device__ T& operator()(int64_t i, int64_t j, int64_t k) const {
+    return data[i * stride[0] + j * stride[1] + k * stride[2]];
+  }
+  __device__ explicit operator bool() const { return data != nullptr; }
+};
+
+// e^x and 1 / x in one instruction of the special function unit, to about 2 ulp (e^x: plus 1.2 |x|
+// ulp). Subnormal numbers count as zero.
+__device__ inline float FastExp(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
+}
+__device__ inline float FastReciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Sum over the 32 lanes, in every lane, always in the same order.
-__device__ inline float WarpSum(float x) {
+template <class T>
+__device__ inline T WarpSum(T x) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
   return x;
@@ -90,15 +118,15 @@ __device__ inline float WarpMax(float x) {
 }
 
 // Sum over a block of kThreads threads, in every thread, in a fixed order.
-template <int kThreads>
-__device__ inline float BlockSum(float x) {
+template <int kThreads, class T>
+__device__ inline T BlockSum(T x) {
   static_assert(kThreads % kWarp == 0);
-  __shared__ float partial[kThreads / kWarp];
+  __shared__ T partial[kThreads / kWarp];
   x = WarpSum(x);
   __syncthreads();
   if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = x;
   __syncthreads();
-  float sum = 0;
+  T sum = 0;
 #pragma unroll
   for (int w = 0; w < kThreads / kWarp; ++w) sum += partial[w];
   return sum;

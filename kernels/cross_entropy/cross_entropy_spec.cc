@@ -40,6 +40,9 @@ void AddOp_cross_entropy(OpSuite& suite) {
   law("N65_V33_masked_z", 65, 33, 0, 0.01, 0);
   law("N3_V300_z_denominator", 3, 300, -1, 0.1, 17.5);
   law("N70_V513_masked", 70, 513, 3, 0, 0);
+  law("N3_V1024", 3, 1024, -1, 0, 0);
+  law("N5_V1025_masked", 5, 1025, 1, 0, 0);
+  law("N2_V8200_z_denominator", 2, 8200, -1, 0.01, 3);
   spec.bench.push_back({"4096_V256", [](CaseMaker& m) { return Make(m, 4096, 256, -1, 0, 0); }});
   spec.bench.push_back({"8192_V256", [](CaseMaker& m) { return Make(m, 8192, 256, -1, 0, 0); }});
   suite.Add(std::move(spec));

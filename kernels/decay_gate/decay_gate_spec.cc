@@ -31,6 +31,8 @@ void AddOp_decay_gate(OpSuite& suite) {
   law("B1_T1_H1_negative", 1, 1, 1, 2, 1);
   law("B2_T65_H2_wide", 2, 65, 2, 2, 5);
   law("B1_T257_H1", 1, 257, 1, 1, 1);
+  law("B2_T300_H6", 2, 300, 6, 1, 1);
+  law("B1_T5_H300", 1, 5, 300, 1, 1);
   const auto bench = [&](const char* label, int64_t B, int64_t T, int64_t H) {
     spec.bench.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, H, 1, 1); }});
   };

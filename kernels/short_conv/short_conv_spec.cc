@@ -43,6 +43,21 @@ void AddOp_short_conv(OpSuite& suite) {
   law("B1_T65_C70_W2_norm", 1, 65, 70, 2, {.norm_channels = 70, .norm_group = 35});
   law("B2_T6_C18_W4_documents_history", 2, 6, 18, 4,
       {.history = true, .doc_start = {0, 0, 2, 3, 3, 3, 0, 1, 1, 1, 1, 5}});
+  // Documents of different lengths, cut at and around multiples of 32 tokens.
+  std::vector<double> starts;
+  for (int64_t i = 0; i < 2 * 70; ++i) {
+    const bool starts_here = i % 70 == 0 || i % 70 % 32 == 0 || i % 13 == 4 || i % 37 == 36;
+    starts.push_back(starts_here ? static_cast<double>(i % 70) : starts.back());
+  }
+  law("B2_T70_C40_W4_documents_norm", 2, 70, 40, 4,
+      {.norm_channels = 32, .norm_group = 16, .history = true, .doc_start = starts});
+  law("B1_T100_C96_W4_norm", 1, 100, 96, 4,
+      {.norm_channels = 48, .norm_group = 24, .history = true});
+  law("B1_T37_C200_W3_norm", 1, 37, 200, 3, {.norm_channels = 192, .norm_group = 96});
+  law("B1_T67_C8_W8", 1, 67, 8, 8, {.history = true});
+  law("B1_T66_C24_W5_norm", 1, 66, 24, 5, {.norm_channels = 24, .norm_group = 12});
+  law("B1_T3_C1028_W4_norm", 1, 3, 1028, 4, {.norm_channels = 1024, .norm_group = 1024});
+  law("B1_T5_C700_W2_norm", 1, 5, 700, 2, {.norm_channels = 700, .norm_group = 350});
   const auto bench = [&](const char* label, int64_t B, int64_t T, int64_t C, const Options& o) {
     spec.bench.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, C, 4, o); }});
   };
