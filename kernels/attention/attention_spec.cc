@@ -62,6 +62,42 @@ void AddOp_attention(OpSuite& suite) {
   law("documents_window_T140", {1, 140, 140, 1, 1, 4, 4}, 40, {70, 1, 33, 40});
   law("cache_Tq3_Tk70", {1, 3, 70, 2, 1, 4, 4});
   law("cache_window_Tq9_Tk70", {1, 9, 70, 1, 1, 4, 4}, 20);
+  // Widths and lengths around the tiles of the tensor-core kernels.
+  const auto bf16_law = [&](const char* label, Sizes s, int64_t window = 0,
+                            std::vector<int64_t> lengths = {}) {
+    law(label, s, window, lengths);
+    spec.bf16_laws.push_back(std::move(spec.laws.back()));
+    spec.laws.pop_back();
+  };
+  bf16_law("T2_K16", {1, 2, 2, 2, 1, 16, 16});
+  bf16_law("T63_K32", {1, 63, 63, 1, 1, 32, 32});
+  bf16_law("T64_K64", {1, 64, 64, 1, 1, 64, 64});
+  bf16_law("T65_K64", {1, 65, 65, 1, 1, 64, 64});
+  bf16_law("T65_K16", {1, 65, 65, 1, 1, 16, 16});
+  bf16_law("T20_K48", {2, 20, 20, 2, 1, 48, 48});
+  bf16_law("T40_K96", {1, 40, 40, 1, 1, 96, 96});
+  bf16_law("T66_K128", {1, 66, 66, 1, 1, 128, 128});
+  bf16_law("T34_K192", {1, 34, 34, 1, 1, 192, 192});
+  bf16_law("T34_K256", {1, 34, 34, 1, 1, 256, 256});
+  bf16_law("T127_K16", {1, 127, 127, 1, 1, 16, 16});
+  bf16_law("T128_K32", {1, 128, 128, 1, 1, 32, 32});
+  bf16_law("T129_K16", {1, 129, 129, 1, 1, 16, 16});
+  bf16_law("window10_T200_K64", {1, 200, 200, 1, 1, 64, 64}, 10);
+  bf16_law("window70_T131_K32", {1, 131, 131, 1, 1, 32, 32}, 70);
+  bf16_law("window6_T200_K128", {1, 200, 200, 1, 1, 128, 128}, 6);
+  bf16_law("documents_T200_K64", {1, 200, 200, 1, 1, 64, 64}, 0, {1, 20, 10, 34, 1, 3, 25, 34, 72});
+  bf16_law("documents_T130_K128", {1, 130, 130, 1, 1, 128, 128}, 0, {20, 43, 1, 2, 20, 20, 24});
+  bf16_law("documents_window_T200_K32", {1, 200, 200, 1, 1, 32, 32}, 40, {70, 1, 60, 69});
+  bf16_law("grouped_B2_T20_H6_Hkv2_K64", {2, 20, 20, 6, 2, 64, 64});
+  bf16_law("grouped_T20_H4_Hkv1_K128", {1, 20, 20, 4, 1, 128, 128});
+  bf16_law("cache_Tq1_Tk130_K64", {2, 1, 130, 2, 1, 64, 64});
+  bf16_law("cache_Tq5_Tk200_K128", {1, 5, 200, 1, 1, 128, 128});
+  bf16_law("cache_window_Tq66_Tk200_K64", {1, 66, 200, 1, 1, 64, 64}, 30);
+  bf16_law("cache_documents_Tq20_Tk150_K96", {1, 20, 150, 2, 2, 96, 96}, 0, {100, 7, 40});
+  bf16_law("T30_K24_V40", {1, 30, 30, 1, 1, 24, 40});
+  bf16_law("T30_K192_V128", {1, 30, 30, 1, 1, 192, 128});
+  bf16_law("odd_T65_K33_V18", {1, 65, 65, 1, 1, 33, 18});
+  bf16_law("odd_T9_K260_V70", {2, 9, 9, 2, 1, 260, 70}, 4);
   const auto bench = [&](const char* label, Sizes s, int64_t window = 0,
                          std::vector<int64_t> lengths = {}) {
     spec.bench.push_back({label, [=](CaseMaker& make) {
