@@ -27,6 +27,7 @@ void AddOp_matmul(OpSuite& suite) {
   law("B3_T63_N2_K300", 3, 63, 2, 300);
   law("T1_N1100_K3", 1, 1, 1100, 3);
   law("B2_T600_N5_K3", 2, 600, 5, 3);  // dw is summed in parts
+  law("B2_T40_N41_K90", 2, 40, 41, 90);  // on matrix tiles
   const auto bench = [&](const char* label, int64_t B, int64_t T, int64_t N, int64_t K) {
     spec.bench.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, N, K); }});
   };
