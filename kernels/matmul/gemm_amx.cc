@@ -51,7 +51,7 @@ constexpr int kTileWords = kTile * kTile;
 constexpr int kStepWords = 3 * 2 * kTileWords;  // a panel, kDepth deep: [part][half][kTile][kTile]
 
 using Word = uint32_t;  // the bf16 numbers of depth i and, in the upper half, of depth i + 16
-typedef Word Words __attribute__((vector_size(64)));
+typedef Word Words __attribute__((vector_size(64), may_alias));
 using Floats = Lanes<float>;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -238,8 +238,8 @@ void AmxGemm(CpuStream& stream, bool trans_a, bool trans_b, int64_t m, int64_t n
              const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c,
              int64_t ldc) {
   constexpr int64_t kItems = 8, kMinSum = 512, kMaxRows = 256, kMaxColumns = 512;
-  constexpr int64_t kTallDepth = 256, kDeepDepth = 192;  // packed at a time: 1.5 KiB per kDepth^2
-  constexpr int64_t kMaxWords = 16 << 20;                // of scratch: 64 MiB
+  constexpr int64_t kTallSteps = 8, kOwnWords = 128 << 10;  // packed at a time, to stay in caches
+  constexpr int64_t kMaxWords = 16 << 20;                   // of scratch: 64 MiB
   const bool deep = k >= kItems * kMinSum && kItems * m * n <= kMaxWords;
   const int64_t all_steps = CeilDiv(k, kDepth);
   const int64_t slab = std::max<int64_t>(kMaxWords / (all_steps * kStepWords), 1) * kPanel;
@@ -255,7 +255,9 @@ void AmxGemm(CpuStream& stream, bool trans_a, bool trans_b, int64_t m, int64_t n
   const int64_t across = CeilDiv(n, columns), blocks = CeilDiv(m, rows) * across;
   const int64_t sums = deep ? kItems : std::clamp<int64_t>(k / kMinSum, 1, CeilDiv(kItems, blocks));
   const int64_t summed = CeilDiv(CeilDiv(k, sums), kDepth) * kDepth;
-  const int64_t max_depth = deep ? kDeepDepth : kTallDepth, panels = CeilDiv(n, kPanel);
+  const int64_t panels = CeilDiv(n, kPanel);
+  const int64_t max_steps =
+      deep ? std::clamp<int64_t>(kOwnWords / (panels * kStepWords), 2, kTallSteps) : kTallSteps;
   const Operand A{a, lda, !trans_a, m, k}, B{b, ldb, trans_b, n, k};
 
   Worker& shared = stream.Shared();
@@ -277,15 +279,16 @@ void AmxGemm(CpuStream& stream, bool trans_a, bool trans_b, int64_t m, int64_t n
                        : accumulate ? worker.Alloc<float>(height * width)
                                     : block;
     const int64_t ld = partial ? n : accumulate ? width : ldc;
-    const int64_t panel_words = max_depth / kDepth * kStepWords;
+    const int64_t panel_words = max_steps * kStepWords;
     Word* const own_a[2] = {worker.Alloc<Word>(panel_words), worker.Alloc<Word>(panel_words)};
     Word* const own_b = deep ? worker.Alloc<Word>(panels * panel_words) : nullptr;
 
     bool splits = b_splits;
     Packer a_packer(A, true), b_packer(B, false);
     ConfigureTiles();
-    for (int64_t from = begin; splits && from < end; from += max_depth) {
-      const int64_t to = std::min(end, from + max_depth), steps = CeilDiv(to - from, kDepth);
+    for (int64_t from = begin; splits && from < end; from += max_steps * kDepth) {
+      const int64_t to = std::min(end, from + max_steps * kDepth),
+                    steps = CeilDiv(to - from, kDepth);
       const int64_t b_stride = (deep ? steps : all_steps) * kStepWords;
       const Word* const packed_b =
           deep ? own_b : all_b + column / kPanel * b_stride + from / kDepth * kStepWords;
