@@ -17,7 +17,7 @@ bool Packable16(std::initializer_list<const TensorView*> views) {
 bool OnTensorCores(const GatedDeltaFwd& f) {
   const int64_t K = f.q.dim(3), V = f.v.dim(3);
   return f.q.dtype() == DType::kBF16 && K % 16 == 0 && V % 16 == 0 && K <= 256 && V <= 256 &&
-         Packable16({&f.q, &f.k, &f.v, &f.y, &f.states});
+         Packable16({&f.q, &f.k, &f.v, &f.y, &f.states}) && TensorCoresFit(K);
 }
 
 // The choice by shape, type and device. A kernel for one shape or one GPU goes before the others.

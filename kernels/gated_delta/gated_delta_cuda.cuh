@@ -43,7 +43,7 @@ struct Sizes {
         doc_start(f.doc_start.Data<int>()),
         doc_stride(f.doc_start.defined() ? f.doc_start.stride(0) : 0) {}
   int heads() const { return B * H; }
-  int tiles() const { return B * chunks * H; }  // chunks of all heads
+  __host__ __device__ int tiles() const { return B * chunks * H; }  // chunks of all heads
   __device__ bool StartsDocument(int b, int t) const {
     return doc_start && t > 0 && doc_start[b * doc_stride + t] == t;
   }
@@ -124,15 +124,15 @@ class Cutter {
   int64_t bytes_ = 0;
 };
 
-// x = column j of (I + N)^-1, where N is strictly lower triangular with rows of kInverseLd floats.
-inline constexpr int kInverseLd = kC + 4;
-__device__ inline void InverseColumn(const float* n, int j, float (&x)[kC]) {
+// x = column j of (I + N)^-1, where N is strictly lower triangular with rows of kSize + 4 floats.
+template <int kSize>
+__device__ void InverseColumn(const float* n, int j, float (&x)[kSize]) {
 #pragma unroll
-  for (int i = 0; i < kC; ++i) {
+  for (int i = 0; i < kSize; ++i) {
     float sum[4] = {};
 #pragma unroll
     for (int l = 0; l < i; l += 4) {
-      const float4 row = *reinterpret_cast<const float4*>(n + i * kInverseLd + l);
+      const float4 row = *reinterpret_cast<const float4*>(n + i * (kSize + 4) + l);
       sum[0] += row.x * x[l];
       if (l + 1 < i) sum[1] += row.y * x[l + 1];
       if (l + 2 < i) sum[2] += row.z * x[l + 2];

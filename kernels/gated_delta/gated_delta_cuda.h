@@ -11,6 +11,7 @@ void RunRecurrent(CudaStream&, const GatedDeltaFwd&);
 
 // Chunks of 64 tokens on tensor cores, from sm_80 on: bf16, K and V multiples of 16 up to 256, rows
 // aligned to 16 bytes.
+bool TensorCoresFit(int64_t K);  // into the current device's shared memory
 void RunTensorCores(CudaStream&, const GatedDeltaFwd&);
 void RunTensorCores(CudaStream&, const GatedDeltaBwd&);
 

@@ -152,7 +152,7 @@ template <class T, bool kWritten>
 __global__ void __launch_bounds__(kThreads) Prepare(const Forward<T> f, const Chunks chunks) {
   __shared__ Operands shared;
   __shared__ Square decay;
-  __shared__ __align__(16) float n[kC * kInverseLd];
+  __shared__ __align__(16) float n[kC * (kC + 4)];
   __shared__ float a[kC];
   const Chunk c(f, blockIdx.x);
   const TokenRows<T> q(f.q, c, f.K), k(f.k, c, f.K);
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kThreads) Prepare(const Forward<T> f, const Ch
   ForEach(kk, [&](float& product, int i, int j) {
     const float reads = i > j ? decay[i][j] * product : 0;
     chunks.reads[square + i * kC + j] = reads;
-    n[i * kInverseLd + j] = Beta(f, c, i) * reads;
+    n[i * (kC + 4) + j] = Beta(f, c, i) * reads;
   });
   ForEach(qk, [&](float& product, int i, int j) {
     chunks.p[square + i * kC + j] = f.scale * decay[i][j] * product;

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kBlocks = kC / 16;  // of 16 tokens
 constexpr int kLd = kC + 8;       // between rows of a [C, C] tile in shared memory
+constexpr int kSquare = kC * kLd;
 constexpr float kForgets = -87;   // exp of less is no normal number: what was before is forgotten
 
 // A boundary is a token whose past is nothing to it: it starts a document or forgets all. Decays
@@ -30,14 +31,16 @@ struct alignas(16) Gates {
 
 // What kernels leave each other in scratch memory, for every chunk.
 struct Chunks {
-  BF16 *m, *p;  // [C, C] each, 16 x 16 blocks above the diagonal left out
+  // [C, C]. Of M^T, as two bf16 numbers each, only the 16 x 16 blocks from the diagonal on; of P
+  // only those up to the diagonal.
+  BF16 *m, *p;
   Gates* gates;
   // Of the backward:
   Rows<BF16> u, dv;         // [B, T, H, V]
   BF16* dstates = nullptr;  // [V, K]  gradient of S^T after the chunk
 
   Chunks(Cutter& cut, const Forward<BF16>& f)
-      : m(cut.Cut<BF16>(int64_t{kC} * kC * f.tiles())),
+      : m(cut.Cut<BF16>(2 * int64_t{kC} * kC * f.tiles())),
         p(cut.Cut<BF16>(int64_t{kC} * kC * f.tiles())),
         gates(cut.Cut<Gates>(f.tiles())) {}
   Chunks(Cutter& cut, const Backward<BF16>& f) : Chunks(cut, static_cast<const Forward<BF16>&>(f)) {
@@ -139,96 +142,139 @@ __device__ void WrittenRows(Tile (&read)[kBlocks], const ColumnBlock (&v)[kBlock
 #pragma unroll
   for (int i = 0; i < kBlocks; ++i) {
 #pragma unroll
-    for (int j = 0; j <= i; ++j) Mma(u[i], r[j], RightTransposed(m + 16 * i * kLd + 16 * j, kLd));
+    for (int j = 0; j <= i; ++j) Mma(u[i], r[j], Right(m + 16 * j * kLd + 16 * i, kLd, kSquare));
   }
 }
 
-// M and P of a chunk, and with kWritten the rows U that it writes, from the saved state.
-constexpr int kPrepareWarps = 4;
+// M and P of a chunk, and with kWritten the rows U that it writes, from the saved state. Warp w has
+// rows 16 w to 16 w + 15.
+constexpr int kPrepareWarps = kBlocks;
 
-int64_t PrepareBytes(const Sizes& s) {
-  return sizeof(Gates) + sizeof(float) * kC * kInverseLd + sizeof(BF16) * 2 * kC * (s.K + 8);
+struct PrepareTiles {
+  Gates gates;
+  float diagonal[kBlocks][16 * 20];
+  BF16 m[2 * kSquare];  // N, then its inverse in the place of diagonal blocks, in the end M^T
+
+  static int64_t Bytes(int K) {
+    return sizeof(PrepareTiles) + sizeof(BF16) * 2 * kC * (K + 8);
+  }
+};
+
+// M^T, given N. With X = (I + N)^-1 in blocks, X_ij = -X_ii sum_{j <= l < i} N_il X_lj. Warp j has
+// column j.
+__device__ void Invert(PrepareTiles& s) {
+  const int warp = Warp(), lane = Lane();
+  const auto block = [&](int i, int j) { return s.m + 16 * i * kLd + 16 * j; };
+  if (lane < 16) {
+    float x[16];
+    InverseColumn(s.diagonal[warp], lane, x);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const BF16 high = __float2bfloat16_rn(x[i]);
+      block(warp, warp)[i * kLd + lane] = high;
+      block(warp, warp)[kSquare + i * kLd + lane] = __float2bfloat16_rn(x[i] - ToFloat(high));
+    }
+  }
+  __syncthreads();
+  SplitFragment x[kBlocks];  // X^T, from the diagonal on
+  x[0] = LeftTransposed(block(warp, warp), kLd, kSquare);
+#pragma unroll
+  for (int d = 1; d < kBlocks; ++d) {
+    if (warp + d >= kBlocks) continue;
+    const int i = warp + d;
+    Tile sum = {}, product = {};
+#pragma unroll
+    for (int l = 0; l < d; ++l) Mma(sum, x[l], RightTransposed(block(i, warp + l), kLd, kSquare));
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum[e / 4][e % 4] *= -1;
+    Mma(product, Split(sum), RightTransposed(block(i, i), kLd, kSquare));
+    x[d] = Split(product);
+  }
+  __syncthreads();
+  const float* beta = s.gates.beta + 16 * warp + lane / 4;
+#pragma unroll
+  for (int d = 0; d < kBlocks; ++d) {
+    if (warp + d >= kBlocks) continue;
+    Tile m;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float2 high = UnpackPair(x[d].high.at[e]), low = UnpackPair(x[d].low.at[e]);
+      m[e / 2][e % 2 * 2] = beta[e % 2 * 8] * (high.x + low.x);
+      m[e / 2][e % 2 * 2 + 1] = beta[e % 2 * 8] * (high.y + low.y);
+    }
+    StoreTile(Split(m), block(warp, warp + d), kLd, kSquare);
+  }
+  __syncthreads();
 }
 
 template <bool kWritten>
 __global__ void __launch_bounds__(kPrepareWarps* kWarp)
     Prepare(const Forward<BF16> f, const Chunks chunks) {
   extern __shared__ __align__(16) char shared[];
-  Gates& gates = *reinterpret_cast<Gates*>(shared);
-  float* n = reinterpret_cast<float*>(&gates + 1);
-  BF16* m = reinterpret_cast<BF16*>(n);  // takes the place of n
+  PrepareTiles& s = *reinterpret_cast<PrepareTiles*>(shared);
   const int ld = f.K + 8;
-  BF16* k = reinterpret_cast<BF16*>(n + kC * kInverseLd);
-  BF16* q = k + kC * ld;
+  BF16 *k = reinterpret_cast<BF16*>(&s + 1), *q = k + kC * ld;
   const Chunk c(f, blockIdx.x);
   const int warp = Warp(), lane = Lane();
 
   CopyTile(Block(), k, ld, kC, f.K, f.k(c.b, c.begin, c.h), f.k.stride[1], c.count, f.K);
   CopyTile(Block(), q, ld, kC, f.K, f.q(c.b, c.begin, c.h), f.q.stride[1], c.count, f.K);
   CommitCopies();
-  if (warp == 0) ScanGates(f, c, gates);
+  if (warp == 0) ScanGates(f, c, s.gates);
   WaitForCopies();
   __syncthreads();
 
-  // N = beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i.
-  // A warp has 16 rows.
   Tile kk[kBlocks] = {}, qk[kBlocks] = {};
-  for (int x = 0; x < f.K; x += 16) {
-    const Fragment key = Left(k + 16 * warp * ld + x, ld), query = Left(q + 16 * warp * ld + x, ld);
+  for (int column = 0; column < f.K; column += 16) {
+    const Fragment key = Left(k + 16 * warp * ld + column, ld),
+                   query = Left(q + 16 * warp * ld + column, ld);
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
       if (j > warp) break;
-      const Fragment other = RightTransposed(k + 16 * j * ld + x, ld);
+      const Fragment other = RightTransposed(k + 16 * j * ld + column, ld);
       Mma(kk[j], key, other);
       Mma(qk[j], query, other);
     }
   }
+  // N = beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i
   const int64_t tile = int64_t{blockIdx.x} * kC * kC;
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
     if (block > warp) break;
 #pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int row = lane / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + lane % 4 * 2 + e % 2;
+      const int i = 16 * warp + row, j = 16 * block + column;
+      const float decay = j <= i ? s.gates.Decay(i, j) : 0;
+      float &n = kk[block][e / 4][e % 4], &p = qk[block][e / 4][e % 4];
+      n = j < i ? s.gates.beta[i] * decay * n : 0;
+      p *= f.scale * decay;
+      if (block == warp) s.diagonal[warp][row * 20 + column] = n;
+    }
+    if (block < warp)
+      StoreTile(Split(kk[block]), s.m + 16 * warp * kLd + 16 * block, kLd, kSquare);
+    const Fragment p = Pack(qk[block]);
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int i = 16 * warp + lane / 4 + 8 * r;
-      uint32_t p[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float pair[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int j = 16 * block + 8 * half + 2 * (lane % 4) + e;
-          const float decay = j <= i ? gates.Decay(i, j) : 0;
-          pair[e] = f.scale * decay * qk[block][half][2 * r + e];
-          if (j < i) n[i * kInverseLd + j] = gates.beta[i] * decay * kk[block][half][2 * r + e];
-        }
-        p[half] = PackPair(pair[0], pair[1]);
-      }
-      const auto [low, high] = Exchange(p[0], p[1]);
-      *reinterpret_cast<uint2*>(chunks.p + tile + i * kC + 16 * block + NeighbourColumn()) = {low,
-                                                                                              high};
+      const auto [low, high] = Exchange(p.at[r], p.at[2 + r]);
+      const int i = 16 * warp + lane / 4 + 8 * r, j = 16 * block + NeighbourColumn();
+      *reinterpret_cast<uint2*>(chunks.p + tile + i * kC + j) = {low, high};
     }
   }
-  __syncthreads();
-  float x[kC];
-  const int j = threadIdx.x;
-  if (j < kC) InverseColumn(n, j, x);
-  __syncthreads();
-  if (j < kC) {
-    const float beta = gates.beta[j];
-#pragma unroll
-    for (int i = 0; i < kC; ++i) m[i * kLd + j] = __float2bfloat16_rn(x[i] * beta);
-  }
-  __syncthreads();
+  __syncwarp();
+  Invert(s);
   for (int row = threadIdx.x / 8; row < kC; row += kPrepareWarps * kWarp / 8) {
     const int column = threadIdx.x % 8 * 8;
-    if (column / 16 <= row / 16) {
-      *reinterpret_cast<uint4*>(chunks.m + tile + row * kC + column) =
-          *reinterpret_cast<const uint4*>(m + row * kLd + column);
+    if (column / 16 < row / 16) continue;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      *reinterpret_cast<uint4*>(chunks.m + 2 * tile + part * kC * kC + row * kC + column) =
+          *reinterpret_cast<const uint4*>(s.m + part * kSquare + row * kLd + column);
     }
   }
   if (threadIdx.x < sizeof(Gates) / sizeof(uint4)) {
     reinterpret_cast<uint4*>(chunks.gates + blockIdx.x)[threadIdx.x] =
-        reinterpret_cast<const uint4*>(&gates)[threadIdx.x];
+        reinterpret_cast<const uint4*>(&s.gates)[threadIdx.x];
   }
 
   if constexpr (kWritten) {
@@ -251,12 +297,12 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
       __syncwarp();
       Tile read[kBlocks] = {}, u[kBlocks] = {};
       for (int x = 0; x < f.K; x += 16) {
-        const Fragment s = Left(state + x, ld);
+        const Fragment own = Left(state + x, ld);
 #pragma unroll
         for (int t = 0; t < kBlocks; ++t)
-          Mma(read[t], s, RightTransposed(k + 16 * t * ld + x, ld));
+          Mma(read[t], own, RightTransposed(k + 16 * t * ld + x, ld));
       }
-      WrittenRows(read, value, gates.from_start, m, u);
+      WrittenRows(read, value, s.gates.from_start, s.m, u);
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
         StoreColumns(Pack(u[t]), chunks.u(c.b, c.begin + 16 * t, c.h) + v, chunks.u.stride[1],
@@ -271,7 +317,7 @@ template <int kK>
 struct alignas(16) Stage {
   static constexpr int kLdK = kK + 8;
   BF16 k[kC * kLdK], q[kC * kLdK];
-  BF16 m[kC * kLd], p[kC * kLd];
+  BF16 m[2 * kSquare], p[kSquare];
   float from_start[kC], to_end[kC];
 
   __device__ void Copy(const Forward<BF16>& f, const Chunks& chunks, const Chunk& c) {
@@ -280,9 +326,12 @@ struct alignas(16) Stage {
     const int index = c.Index(f), column = threadIdx.x % 8 * 8;
     const int64_t tile = int64_t{index} * kC * kC;
     for (int row = threadIdx.x / 8; row < kC; row += blockDim.x / 8) {
-      if (column / 16 > row / 16) continue;
-      CopyAsync(m + row * kLd + column, chunks.m + tile + row * kC + column, true);
-      CopyAsync(p + row * kLd + column, chunks.p + tile + row * kC + column, true);
+      const int to = row * kLd + column, from = row * kC + column;
+      if (column / 16 >= row / 16) {
+        CopyAsync(m + to, chunks.m + 2 * tile + from, true);
+        CopyAsync(m + kSquare + to, chunks.m + 2 * tile + kC * kC + from, true);
+      }
+      if (column / 16 <= row / 16) CopyAsync(p + to, chunks.p + tile + from, true);
     }
     constexpr int kPart = 16 / sizeof(float);
     if (threadIdx.x < 2 * kC / kPart) {
@@ -467,7 +516,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
     for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
       for (int i = j; i < kBlocks; ++i)
-        Mma(dv[j], du[i], Right(stage.m + 16 * i * kLd + 16 * j, kLd));
+        Mma(dv[j], du[i], RightTransposed(stage.m + 16 * j * kLd + 16 * i, kLd, kSquare));
       StoreColumns(Pack(dv[j]), chunks.dv(c.b, c.begin + 16 * j, c.h) + own.v, chunks.dv.stride[1],
                    c.count - 16 * j);
     }
@@ -488,44 +537,65 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
   }
 }
 
-// Gradients of queries, keys and gates, one chunk of one head per block. Warp w has the rows of
-// tokens 16 (w % 4) to 16 (w % 4) + 15 and, of every two blocks of 16 columns, number w / 4. Keys
-// wider than kK are taken in parts.
-constexpr int kGradientWarps = 8, kSlice = 64, kLdSlice = kSlice + 8;
+// Gradients of queries, keys and gates. Blocks go through chunks of heads, loading ahead. Keys wider
+// than kK are taken in parts, value columns in slices. Warp w has the rows of tokens 16 (w % 4) to
+// 16 (w % 4) + 15, and of blocks of 16 columns those whose number is w / 4 modulo kSides.
+constexpr int kSlice = 32, kLdSlice = kSlice + 8;
+
+struct Step {
+  int tile, k0 = 0, v0 = 0;
+  int part = 0, slice = 0;  // which of the buffers
+};
 
 template <int kK>
 struct alignas(16) GradientTiles {
-  static constexpr int kLdK = kK + 8;
-  Gates gates;
-  BF16 k[kC * kLdK], q[kC * kLdK];
-  struct Slice {  // of value columns
+  static constexpr int kLdK = kK + 8, kSides = kK / 32, kWarps = 4 * kSides;
+  static constexpr int kBlocksPerSm = kK <= 64 ? 2 : 1, kMostSlices = kK <= 64 ? 2 : 3;
+  struct Part {
+    Gates gates;
+    BF16 k[kC * kLdK], q[kC * kLdK];
+  };
+  struct Slice {
     BF16 u[kC * kLdSlice], dv[kC * kLdSlice], dy[kC * kLdSlice];
     BF16 state[kSlice * kLdK], dstate[kSlice * kLdK];
   };
-  union {
-    Slice slices[2];
-    struct {
-      BF16 x[kC * kLd], y[kC * kLd];
-    };
-  };
-  float dbeta[kC], dgate[2][kC], to_state[2][kC], across[kGradientWarps];
+  Part parts[2];
+  BF16 x[kSquare], y[kSquare];
+  float dbeta[kC], dgate[kSides][kC], to_state[kSides][kC], across[kWarps];
+  Slice slices[2];  // or 3, which follow in memory
 
-  __device__ void CopySlice(const Backward<BF16>& f, const Chunks& chunks, const Chunk& c, int k0,
-                            int index) {
-    const int v = index * kSlice, width = min(kSlice, f.V - v), width_k = min(kK, f.K - k0);
-    Slice& s = slices[index % 2];
-    const auto copy = [&](BF16* to, const auto& from) {
-      CopyTile(Block(), to, kLdSlice, kC, kSlice, from(c.b, c.begin, c.h) + v, from.stride[1],
-               c.count, width);
+  static constexpr int64_t Bytes(int slices) {
+    return sizeof(GradientTiles) + (slices - 2) * sizeof(Slice);
+  }
+  __device__ void Copy(const Backward<BF16>& f, const Chunks& chunks, const Step& step) {
+    const Chunk c(f, step.tile);
+    const int width = min(kK, f.K - step.k0), columns = min(kSlice, f.V - step.v0);
+    if (step.v0 == 0) {
+      Part& part = parts[step.part];
+      const auto copy = [&](BF16* to, const auto& from) {
+        CopyTile(Block(), to, kLdK, kC, kK, from(c.b, c.begin, c.h) + step.k0, from.stride[1],
+                 c.count, width);
+      };
+      copy(part.k, f.k);
+      copy(part.q, f.q);
+      if (threadIdx.x < sizeof(Gates) / 16) {
+        CopyAsync(reinterpret_cast<uint4*>(&part.gates) + threadIdx.x,
+                  reinterpret_cast<const uint4*>(chunks.gates + step.tile) + threadIdx.x, true);
+      }
+    }
+    Slice& slice = slices[step.slice];
+    const auto copy_values = [&](BF16* to, const auto& from) {
+      CopyTile(Block(), to, kLdSlice, kC, kSlice, from(c.b, c.begin, c.h) + step.v0, from.stride[1],
+               c.count, columns);
     };
-    copy(s.u, chunks.u);
-    copy(s.dv, chunks.dv);
-    copy(s.dy, f.dy);
-    CopyTile(Block(), s.state, kLdK, kSlice, kK, f.states(c.b, c.n, c.h) + v * f.K + k0, f.K, width,
-             width_k);
-    CopyTile(Block(), s.dstate, kLdK, kSlice, kK,
-             chunks.dstates + (int64_t{c.Index(f)} * f.V + v) * f.K + k0, f.K, width, width_k);
-    CommitCopies();
+    copy_values(slice.u, chunks.u);
+    copy_values(slice.dv, chunks.dv);
+    copy_values(slice.dy, f.dy);
+    const auto copy_state = [&](BF16* to, const BF16* from) {
+      CopyTile(Block(), to, kLdK, kSlice, kK, from + step.v0 * f.K + step.k0, f.K, columns, width);
+    };
+    copy_state(slice.state, f.states(c.b, c.n, c.h));
+    copy_state(slice.dstate, chunks.dstates + int64_t{step.tile} * f.V * f.K);
   }
 };
 
@@ -560,109 +630,147 @@ __device__ void StoreRow(const Tile& tile, int row, BF16* to, bool there, bool a
   *at = {PackPair(low.x, low.y), PackPair(high.x, high.y)};
 }
 
+// log_a_i decays what tokens from i on read of what was written before i: the sum of gradients from
+// i to the end of its segment. The last segment reaches into the state after the chunk.
 template <int kK>
-__global__ void __launch_bounds__(kGradientWarps* kWarp, 1)
-    KeyGradients(const Backward<BF16> f, const Chunks chunks) {
+__device__ void GateGradients(const Backward<BF16>& f, const Chunk& c, const Gates& gates,
+                              const GradientTiles<kK>& s, int i) {
+  float after = 0, sum = 0;
+  for (const float across : s.across) after += across;
+  after *= gates.Whole();
+#pragma unroll 8
+  for (int j = 0; j < kC; ++j) {
+    float dgate = 0;
+#pragma unroll
+    for (int side = 0; side < s.kSides; ++side) {
+      after += s.to_state[side][j];
+      dgate += s.dgate[side][j];
+    }
+    if (j >= i && gates.segment[j] == gates.segment[i]) sum += dgate;
+  }
+  if (gates.segment[i] == gates.segment[kC - 1]) sum += after;
+  const bool boundary = gates.segment[i] != (i > 0 ? gates.segment[i - 1] : 0);
+  const int t = c.begin + i;
+  PutFloat(*f.dlog_a(c.b, t, c.h), boundary ? 0 : sum, f.add_dlog_a);
+  PutFloat(*f.dbeta(c.b, t, c.h), s.dbeta[i] / gates.beta[i] / gates.beta[i], f.add_dbeta);
+}
+
+template <int kK>
+__global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTiles<kK>::kBlocksPerSm)
+    KeyGradients(const Backward<BF16> f, const Chunks chunks, int slices) {
+  using Tiles = GradientTiles<kK>;
+  constexpr int kLdK = Tiles::kLdK, kSides = Tiles::kSides;
+  constexpr int kParts = 2;                              // blocks of columns per warp
+  constexpr int kPairs = (kBlocks + kSides - 1) / kSides;  // and of tokens, where pairs matter
   extern __shared__ __align__(16) char shared[];
-  auto& s = *reinterpret_cast<GradientTiles<kK>*>(shared);
-  constexpr int kLdK = GradientTiles<kK>::kLdK, kParts = kK / 32;
-  const Chunk c(f, blockIdx.x);
+  Tiles& s = *reinterpret_cast<Tiles*>(shared);
   const int strip = Warp() % 4, side = Warp() / 4, lane = Lane();
   const int rows[2] = {16 * strip + lane / 4, 16 * strip + lane / 4 + 8};
-  const int slices = (f.V + kSlice - 1) / kSlice;
-  float dgate[2] = {}, to_state[2] = {}, across = 0;
 
-  for (int k0 = 0; k0 < f.K; k0 += kK) {
-    const int width = min(kK, f.K - k0);
+  const auto advance = [&](Step& step) {
+    step.slice = step.slice + 1 < slices ? step.slice + 1 : 0;
+    if ((step.v0 += kSlice) < f.V) return;
+    step.v0 = 0;
+    step.part ^= 1;
+    if ((step.k0 += kK) < f.K) return;
+    step.k0 = 0;
+    step.tile += gridDim.x;
+  };
+  Step ahead{static_cast<int>(blockIdx.x)};
+  const auto copy_ahead = [&] {
+    if (ahead.tile < f.tiles()) s.Copy(f, chunks, ahead);
+    CommitCopies();
+    advance(ahead);
+  };
+  for (int i = 1; i < slices; ++i) copy_ahead();
+
+  // x = dY U^T,  y = dV U^T,  dq = dY S^T,  write = U dS^T,  read = dV S^T
+  Tile x[kPairs], y[kPairs], dq[kParts], write[kParts], read[kParts];
+  float dgate[2], to_state[2], across;
+  for (Step step{static_cast<int>(blockIdx.x)}; step.tile < f.tiles(); advance(step)) {
+    if (slices > 2) {
+      WaitForCopies<1>();
+    } else {
+      WaitForCopies<0>();
+    }
     __syncthreads();
-    CopyTile(Block(), s.k, kLdK, kC, kK, f.k(c.b, c.begin, c.h) + k0, f.k.stride[1], c.count,
-             width);
-    CopyTile(Block(), s.q, kLdK, kC, kK, f.q(c.b, c.begin, c.h) + k0, f.q.stride[1], c.count,
-             width);
-    if (threadIdx.x < sizeof(Gates) / 16) {
-      CopyAsync(reinterpret_cast<uint4*>(&s.gates) + threadIdx.x,
-                reinterpret_cast<const uint4*>(chunks.gates + blockIdx.x) + threadIdx.x, true);
-    }
-    s.CopySlice(f, chunks, c, k0, 0);
-
-    // x = dY U^T,  y = dV U^T,  dq = dY S^T,  write = U dS^T,  read = dV S^T
-    Tile x[2] = {}, y[2] = {}, dq[kParts] = {}, write[kParts] = {}, read[kParts] = {};
-    for (int index = 0; index < slices; ++index) {
-      WaitForCopies();
-      __syncthreads();
-      if (index + 1 < slices) s.CopySlice(f, chunks, c, k0, index + 1);
-      const auto& slice = s.slices[index % 2];
+    copy_ahead();
+    if (step.v0 == 0) {
 #pragma unroll
-      for (int v = 0; v < kSlice; v += 16) {
-        const int own = 16 * strip * kLdSlice + v;
-        const Fragment dy = Left(slice.dy + own, kLdSlice), dv = Left(slice.dv + own, kLdSlice),
-                       u = Left(slice.u + own, kLdSlice);
+      for (int e = 0; e < 8; ++e) {
 #pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          const int block = 2 * part + side;
-          if (block > strip) continue;
-          const Fragment other = RightTransposed(slice.u + 16 * block * kLdSlice + v, kLdSlice);
-          Mma(x[part], dy, other);
-          Mma(y[part], dv, other);
-        }
+        for (int i = 0; i < kPairs; ++i) x[i][e / 4][e % 4] = y[i][e / 4][e % 4] = 0;
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const int at = v * kLdK + 16 * (2 * part + side);
-          const Fragment state = Right(slice.state + at, kLdK);
-          Mma(dq[part], dy, state);
-          Mma(read[part], dv, state);
-          Mma(write[part], u, Right(slice.dstate + at, kLdK));
-        }
+        for (int i = 0; i < kParts; ++i)
+          dq[i][e / 4][e % 4] = write[i][e / 4][e % 4] = read[i][e / 4][e % 4] = 0;
       }
-      for (int i = threadIdx.x; i < kSlice * kK / 8; i += kGradientWarps * kWarp) {
-        const int at = i / (kK / 8) * kLdK + i % (kK / 8) * 8;
-        float a[8], b[8];
-        Load(slice.state + at, a);
-        Load(slice.dstate + at, b);
+      if (step.k0 == 0) dgate[0] = dgate[1] = to_state[0] = to_state[1] = across = 0;
+    }
+    const auto& slice = s.slices[step.slice];
 #pragma unroll
-        for (int e = 0; e < 8; ++e) across += a[e] * b[e];
+    for (int v = 0; v < kSlice; v += 16) {
+      const int own = 16 * strip * kLdSlice + v;
+      const Fragment dy = Left(slice.dy + own, kLdSlice), dv = Left(slice.dv + own, kLdSlice),
+                     u = Left(slice.u + own, kLdSlice);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const int block = kSides * i + side;
+        if (block > strip) continue;
+        const Fragment other = RightTransposed(slice.u + 16 * block * kLdSlice + v, kLdSlice);
+        Mma(x[i], dy, other);
+        Mma(y[i], dv, other);
+      }
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+        const int at = v * kLdK + 16 * (kSides * i + side);
+        const Fragment state = Right(slice.state + at, kLdK);
+        Mma(dq[i], dy, state);
+        Mma(read[i], dv, state);
+        Mma(write[i], u, Right(slice.dstate + at, kLdK));
       }
     }
+    for (int i = threadIdx.x; i < kSlice * kK / 8; i += Tiles::kWarps * kWarp) {
+      const int at = i / (kK / 8) * kLdK + i % (kK / 8) * 8;
+      float a[8], b[8];
+      Load(slice.state + at, a);
+      Load(slice.dstate + at, b);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) across += a[e] * b[e];
+    }
+    if (step.v0 + kSlice < f.V) continue;
 
     // x becomes scale decay dY U^T, y - decay dV U^T. Their diagonals: dbeta = <u, dv> / beta^2.
-    __syncthreads();
+    const Chunk c(f, step.tile);
+    const auto& part = s.parts[step.part];
+    const Gates& gates = part.gates;
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const int block = 2 * part + side;
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const int block = kSides * pair + side;
       if (block > strip) continue;
 #pragma unroll
-      for (int at = 0; at < 8; at += 2) {
-        const int half = at / 4, i = rows[at % 4 / 2],
-                  j = 16 * block + 8 * half + 2 * (lane % 4);
-        float dx[2], dy[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float raw = y[part][half][at % 4 + e];
-          const float decay = j + e <= i ? s.gates.Decay(i, j + e) : 0;
-          dx[e] = f.scale * decay * x[part][half][at % 4 + e];
-          dy[e] = j + e < i ? -decay * raw : 0;
-          if (j + e == i) s.dbeta[i] = raw;
-        }
-        *reinterpret_cast<uint32_t*>(s.x + i * kLd + j) = PackPair(dx[0], dx[1]);
-        *reinterpret_cast<uint32_t*>(s.y + i * kLd + j) = PackPair(dy[0], dy[1]);
+      for (int e = 0; e < 8; ++e) {
+        const int i = rows[e % 4 / 2], j = 16 * block + 8 * (e / 4) + 2 * (lane % 4) + e % 2;
+        const float decay = j <= i ? gates.Decay(i, j) : 0;
+        float &dx = x[pair][e / 4][e % 4], &dy = y[pair][e / 4][e % 4];
+        if (j == i) s.dbeta[i] = dy;
+        dx *= f.scale * decay;
+        dy = j < i ? -decay * dy : 0;
       }
+      StoreTile(Pack(x[pair]), s.x + 16 * strip * kLd + 16 * block, kLd);
+      StoreTile(Pack(y[pair]), s.y + 16 * strip * kLd + 16 * block, kLd);
     }
-    const float from_start[2] = {s.gates.from_start[rows[0]], s.gates.from_start[rows[1]]};
-    const float to_end[2] = {s.gates.to_end[rows[0]], s.gates.to_end[rows[1]]};
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
+    for (int i = 0; i < kParts; ++i) {
 #pragma unroll
-      for (int at = 0; at < 8; ++at) {
-        const int half = at / 4, row = at % 4 / 2;
-        dq[part][half][at % 4] *= f.scale * from_start[row];
-        read[part][half][at % 4] *= -from_start[row];
-        write[part][half][at % 4] *= to_end[row];
+      for (int e = 0; e < 8; ++e) {
+        const int row = rows[e % 4 / 2];
+        dq[i][e / 4][e % 4] *= f.scale * gates.from_start[row];
+        read[i][e / 4][e % 4] *= -gates.from_start[row];
+        write[i][e / 4][e % 4] *= gates.to_end[row];
       }
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        to_state[row] +=
-            RowDot(write[part], row, s.k + rows[row] * kLdK + 16 * (2 * part + side));
-      }
+      for (int r = 0; r < 2; ++r)
+        to_state[r] += RowDot(write[i], r, part.k + rows[r] * kLdK + 16 * (kSides * i + side));
     }
     __syncthreads();
 #pragma unroll
@@ -671,71 +779,54 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 1)
         const int at = 16 * strip * kLd + 16 * block;
         const Fragment dx = Left(s.x + at, kLd), dy = Left(s.y + at, kLd);
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const Fragment key = Right(s.k + 16 * block * kLdK + 16 * (2 * part + side), kLdK);
-          Mma(dq[part], dx, key);
-          Mma(read[part], dy, key);
+        for (int i = 0; i < kParts; ++i) {
+          const Fragment key = Right(part.k + 16 * block * kLdK + 16 * (kSides * i + side), kLdK);
+          Mma(dq[i], dx, key);
+          Mma(read[i], dy, key);
         }
       }
       if (block >= strip) {
         const int at = 16 * block * kLd + 16 * strip;
         const Fragment dx = LeftTransposed(s.x + at, kLd), dy = LeftTransposed(s.y + at, kLd);
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          const int other = 16 * block * kLdK + 16 * (2 * part + side);
-          Mma(write[part], dx, Right(s.q + other, kLdK));
-          Mma(write[part], dy, Right(s.k + other, kLdK));
+        for (int i = 0; i < kParts; ++i) {
+          const int other = 16 * block * kLdK + 16 * (kSides * i + side);
+          Mma(write[i], dx, Right(part.q + other, kLdK));
+          Mma(write[i], dy, Right(part.k + other, kLdK));
         }
       }
     }
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      const int column = 16 * (2 * part + side);
+    for (int i = 0; i < kParts; ++i) {
+      const int column = 16 * (kSides * i + side), place = step.k0 + column;
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const int i = rows[row];
-        const bool there = i < c.count && column < width;
-        const BF16 *q = s.q + i * kLdK + column, *k = s.k + i * kLdK + column;
-        dgate[row] += RowDot(dq[part], row, q) - RowDot(write[part], row, k) +
-                      RowDot(read[part], row, k);
-        StoreRow(dq[part], row, f.dq(c.b, c.begin + i, c.h) + k0 + column, there, f.add_dq);
+      for (int r = 0; r < 2; ++r) {
+        const int at = rows[r] * kLdK + column;
+        dgate[r] += RowDot(dq[i], r, part.q + at) - RowDot(write[i], r, part.k + at) +
+                    RowDot(read[i], r, part.k + at);
       }
 #pragma unroll
-      for (int at = 0; at < 8; ++at) write[part][at / 4][at % 4] += read[part][at / 4][at % 4];
+      for (int e = 0; e < 8; ++e) write[i][e / 4][e % 4] += read[i][e / 4][e % 4];
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const int i = rows[row];
-        StoreRow(write[part], row, f.dk(c.b, c.begin + i, c.h) + k0 + column,
-                 i < c.count && column < width, f.add_dk);
+      for (int r = 0; r < 2; ++r) {
+        const int t = c.begin + rows[r];
+        const bool there = rows[r] < c.count && place < f.K;
+        StoreRow(dq[i], r, f.dq(c.b, t, c.h) + place, there, f.add_dq);
+        StoreRow(write[i], r, f.dk(c.b, t, c.h) + place, there, f.add_dk);
       }
     }
-  }
+    if (step.k0 + kK < f.K) continue;
 
 #pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    const float d = QuadSum(dgate[row]), z = QuadSum(to_state[row]);
-    if (lane % 4 == 0) s.dgate[side][rows[row]] = d, s.to_state[side][rows[row]] = z;
+    for (int r = 0; r < 2; ++r) {
+      const float d = QuadSum(dgate[r]), z = QuadSum(to_state[r]);
+      if (lane % 4 == 0) s.dgate[side][rows[r]] = d, s.to_state[side][rows[r]] = z;
+    }
+    const float sum = WarpSum(across);
+    if (lane == 0) s.across[Warp()] = sum;
+    __syncthreads();
+    if (threadIdx.x < c.count) GateGradients(f, c, gates, s, threadIdx.x);
   }
-  across = WarpSum(across);
-  if (lane == 0) s.across[Warp()] = across;
-  __syncthreads();
-  const int i = threadIdx.x, t = c.begin + i;
-  if (i >= c.count) return;
-  // log_a_i decays what a token from i on reads of, or has written by a token before, i: sums from
-  // i to the end of its segment. The last segment reaches into the state after the chunk.
-  const Gates& g = s.gates;
-  float after = 0, sum = 0;
-  for (int w = 0; w < kGradientWarps; ++w) after += s.across[w];
-  after *= g.Whole();
-#pragma unroll 16
-  for (int j = 0; j < kC; ++j) {
-    after += s.to_state[0][j] + s.to_state[1][j];
-    if (j >= i && g.segment[j] == g.segment[i]) sum += s.dgate[0][j] + s.dgate[1][j];
-  }
-  if (g.segment[i] == g.segment[kC - 1]) sum += after;
-  const bool boundary = g.segment[i] != (i > 0 ? g.segment[i - 1] : 0);
-  PutFloat(*f.dlog_a(c.b, t, c.h), boundary ? 0 : sum, f.add_dlog_a);
-  PutFloat(*f.dbeta(c.b, t, c.h), s.dbeta[i] / g.beta[i] / g.beta[i], f.add_dbeta);
 }
 
 // dv += what was computed in scratch memory.
@@ -780,14 +871,35 @@ int WarpsPerBlock(const CudaStream& stream, const Sizes& s, int most) {
   return 1;
 }
 
+template <class F>
+void DispatchKeys(int K, F&& f) {
+  DispatchWidth<32, 48, 64, 96, 128, 192, 256>(K, f);
+}
+
+int64_t SharedLimit() {
+  int device = 0, bytes = 0;
+  CudaCheck(cudaGetDevice(&device), "cudaGetDevice");
+  CudaCheck(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+            "cudaDeviceGetAttribute");
+  return bytes;
+}
+
 }  // namespace
+
+bool TensorCoresFit(int64_t K) {
+  bool fit = false;
+  DispatchKeys(static_cast<int>(K), [&]<int kK>() {
+    fit = std::max<int64_t>(2 * sizeof(Stage<kK>), GradientTiles<128>::Bytes(2)) <= SharedLimit();
+  });
+  return fit;
+}
 
 void RunTensorCores(CudaStream& stream, const GatedDeltaFwd& op) {
   const Forward<BF16> f(op);
   const Chunks chunks = CutChunks(stream, f);
-  LaunchBlocks(stream, Prepare<false>, f.tiles(), kPrepareWarps * kWarp, PrepareBytes(f), f,
-               chunks);
-  DispatchWidth<32, 48, 64, 96, 128, 192, 256>(f.K, [&]<int kK>() {
+  LaunchBlocks(stream, Prepare<false>, f.tiles(), kPrepareWarps * kWarp, PrepareTiles::Bytes(f.K),
+               f, chunks);
+  DispatchKeys(f.K, [&]<int kK>() {
     const int warps = WarpsPerBlock(stream, f, kMostWarps<kK>);
     LaunchBlocks(stream, Outputs<kK>, dim3(f.heads(), f.V / 16 / warps), warps * kWarp,
                  2 * sizeof(Stage<kK>), f, chunks);
@@ -797,15 +909,21 @@ void RunTensorCores(CudaStream& stream, const GatedDeltaFwd& op) {
 void RunTensorCores(CudaStream& stream, const GatedDeltaBwd& op) {
   const Backward<BF16> f(op);
   const Chunks chunks = CutChunks(stream, f);
-  LaunchBlocks(stream, Prepare<true>, f.tiles(), kPrepareWarps * kWarp, PrepareBytes(f), f, chunks);
-  DispatchWidth<32, 48, 64, 96, 128, 192, 256>(f.K, [&]<int kK>() {
+  LaunchBlocks(stream, Prepare<true>, f.tiles(), kPrepareWarps * kWarp, PrepareTiles::Bytes(f.K), f,
+               chunks);
+  DispatchKeys(f.K, [&]<int kK>() {
     const int warps = WarpsPerBlock(stream, f, kMostWarps<kK>);
     LaunchBlocks(stream, StateGradients<kK>, dim3(f.heads(), f.V / 16 / warps), warps * kWarp,
                  2 * sizeof(Stage<kK>), f, chunks);
   });
   DispatchWidth<32, 64, 96, 128>(std::min(f.K, 128), [&]<int kK>() {
-    LaunchBlocks(stream, KeyGradients<kK>, f.tiles(), kGradientWarps * kWarp,
-                 sizeof(GradientTiles<kK>), f, chunks);
+    using Tiles = GradientTiles<kK>;
+    // Of the keys only the next part is loaded ahead.
+    const bool more = f.V > kSlice && Tiles::Bytes(Tiles::kMostSlices) <= SharedLimit();
+    const int slices = more ? Tiles::kMostSlices : 2;
+    const int blocks = std::min(f.tiles(), Tiles::kBlocksPerSm * stream.multiprocessors());
+    LaunchBlocks(stream, KeyGradients<kK>, blocks, Tiles::kWarps * kWarp, Tiles::Bytes(slices), f,
+                 chunks, slices);
   });
   if (f.add_dv) {
     const int64_t packs = int64_t{f.B} * f.T * f.H * (f.V / 8);

@@ -26,6 +26,22 @@ __device__ inline Fragment Pack(const Tile& x) {
           PackPair(x[1][2], x[1][3])};
 }
 
+// A number as the sum of two bf16, to 16 bits and more.
+struct SplitFragment {
+  Fragment high, low;
+};
+__device__ inline SplitFragment Split(const Tile& x) {
+  const Fragment high = Pack(x);
+  Tile rest;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = UnpackPair(high.at[i]);
+    rest[i / 2][i % 2 * 2] = x[i / 2][i % 2 * 2] - pair.x;
+    rest[i / 2][i % 2 * 2 + 1] = x[i / 2][i % 2 * 2 + 1] - pair.y;
+  }
+  return {high, Pack(rest)};
+}
+
 // d += a b
 __device__ inline void Mma(Tile& d, const Fragment& a, const Fragment& b) {
 #pragma unroll
@@ -36,6 +52,15 @@ __device__ inline void Mma(Tile& d, const Fragment& a, const Fragment& b) {
         : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b.at[2 * half]),
           "r"(b.at[2 * half + 1]));
   }
+}
+
+__device__ inline void Mma(Tile& d, const Fragment& a, const SplitFragment& b) {
+  Mma(d, a, b.low);
+  Mma(d, a, b.high);
+}
+__device__ inline void Mma(Tile& d, const SplitFragment& a, const SplitFragment& b) {
+  Mma(d, a.low, b.high);
+  Mma(d, a.high, b);
 }
 
 __device__ inline uint32_t SharedAddress(const void* p) {
@@ -78,6 +103,28 @@ __device__ inline Fragment Right(const BF16* p, int ld) {
 }
 __device__ inline Fragment RightTransposed(const BF16* p, int ld) {
   return LoadMatrix(p + ColumnsFirst(ld));
+}
+
+// Both parts of split blocks, `apart` elements from each other.
+__device__ inline SplitFragment LeftTransposed(const BF16* p, int ld, int apart) {
+  return {LeftTransposed(p, ld), LeftTransposed(p + apart, ld)};
+}
+__device__ inline SplitFragment Right(const BF16* p, int ld, int apart) {
+  return {Right(p, ld), Right(p + apart, ld)};
+}
+__device__ inline SplitFragment RightTransposed(const BF16* p, int ld, int apart) {
+  return {RightTransposed(p, ld), RightTransposed(p + apart, ld)};
+}
+// A tile to shared memory.
+__device__ inline void StoreTile(const Fragment& x, BF16* p, int ld) {
+  p += threadIdx.x % kWarp / 4 * ld + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    *reinterpret_cast<uint32_t*>(p + i % 2 * 8 * ld + i / 2 * 8) = x.at[i];
+}
+__device__ inline void StoreTile(const SplitFragment& x, BF16* p, int ld, int apart) {
+  StoreTile(x.high, p, ld);
+  StoreTile(x.low, p + apart, ld);
 }
 
 // An 8 x 8 block, of which each lane has a pair.
@@ -150,7 +197,11 @@ __device__ inline void CopyAsync(void* to, const void* from, bool there) {
                : "memory");
 }
 __device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ inline void WaitForCopies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+// Until no more than kPending groups of copies are under way.
+template <int kPending = 0>
+__device__ void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
 
 // Rows of `width` elements, `ld` apart in shared memory, by a team of threads. What lies behind
 // `rows_there` or `width_there` becomes zero.
