@@ -7,7 +7,7 @@
 #include "experiments/run/environment.h"
 #include "experiments/run/program.h"
 #include "experiments/train/run_loop.h"
-#include "kernels/matmul/gemm.h"
+#include "kernels/matmul/matmul.h"
 
 namespace {
 
@@ -18,12 +18,12 @@ std::string KeyHelp() {
 }
 
 // FLOP/s of one thread's matrix product, for estimates before anything has run.
-double MeasureGemm() {
+double MeasureMatmul() {
   constexpr int64_t n = 256;
-  std::vector<float> a(n * n, 1), b(n * n, 1), c(n * n);
-  const auto once = [&] {
-    Gemm<float>(false, true, n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n);
-  };
+  std::vector<float> x(n * n, 1), w(n * n, 1), y(n * n);
+  const auto view = [](std::vector<float>& v) { return TensorView(v.data(), DType::kF32, {n, n}); };
+  CpuStream stream(1);
+  const auto once = [&] { Run(stream, MatmulFwd{.x = view(x), .w = view(w), .y = view(y)}); };
   once();
   double fastest = 1e9;  // of several, so that other processes disturb little
   for (int trial = 0; trial < 10; ++trial) {
@@ -45,7 +45,7 @@ int DryRun(Experiment& e, const Device& device, const std::string& out, bool jso
   const std::string id = HashOf(e.Fields()), directory = out + "/" + e.study + "/" + id;
   const double flops = plan.training_flops_per_token * static_cast<double>(plan.tokens);
   const int threads = CpuStream(static_cast<int>(e.threads)).threads();
-  const double rate = device.cuda ? kGpuFlops : MeasureGemm() * kEfficiency * threads;
+  const double rate = device.cuda ? kGpuFlops : MeasureMatmul() * kEfficiency * threads;
   const double seconds = flops / rate;
   if (json) {
     const nlohmann::ordered_json object = {

@@ -59,6 +59,12 @@ class CpuStream {
 
   int threads() const { return static_cast<int>(workers_.size()); }
 
+  // Scratch memory of the op that runs now, which its items share.
+  Worker& Shared() {
+    shared_.Reset();
+    return shared_;
+  }
+
   // Calls body(i, worker) once for every i in [0, n), on any thread, and returns when all are done.
   // An item must not depend on which thread runs it or on the other items. An exception in a body
   // is rethrown here.
@@ -84,6 +90,7 @@ class CpuStream {
   void RunItems(int64_t n, Item item, void* body);
   struct Pool;
   std::vector<Worker> workers_;
+  Worker shared_;
   std::unique_ptr<Pool> pool_;
 };
 

@@ -1,12 +1,55 @@
-#include "kernels/gated_delta/gated_delta.h"
+#include "kernels/base/cuda.cuh"
+#include "kernels/gated_delta/gated_delta_cuda.h"
 
 namespace weft {
+namespace gated_delta {
+namespace {
 
-void Run(CudaStream&, const GatedDeltaFwd&) {
-  Fail(ExitCode::kFailure, "gated_delta: no CUDA backend yet");
+// Up to here the state's own traffic outweighs what chunks save.
+constexpr int64_t kMostRecurrentTokens = 16;
+
+enum class Kernel { kRecurrent, kTensorCores, kF32 };
+
+bool Packable16(std::initializer_list<const TensorView*> views) {
+  return std::ranges::all_of(views, [](const TensorView* x) { return Packable<BF16>(*x, 8); });
 }
-void Run(CudaStream&, const GatedDeltaBwd&) {
-  Fail(ExitCode::kFailure, "gated_delta: no CUDA backend yet");
+
+bool OnTensorCores(const GatedDeltaFwd& f) {
+  const int64_t K = f.q.dim(3), V = f.v.dim(3);
+  return f.q.dtype() == DType::kBF16 && K % 16 == 0 && V % 16 == 0 && K <= 256 && V <= 256 &&
+         Packable16({&f.q, &f.k, &f.v, &f.y, &f.states});
+}
+
+// The choice by shape, type and device. A kernel for one shape or one GPU goes before the others.
+Kernel Choose(const CudaStream&, const GatedDeltaFwd& f) {
+  if (!f.states.defined() && f.q.dim(1) <= kMostRecurrentTokens && f.q.dim(3) <= 256)
+    return Kernel::kRecurrent;
+  return OnTensorCores(f) ? Kernel::kTensorCores : Kernel::kF32;
+}
+
+Kernel Choose(const CudaStream&, const GatedDeltaBwd& g) {
+  return OnTensorCores(g.fwd) && Packable16({&g.dy, &g.dq, &g.dk, &g.dv}) ? Kernel::kTensorCores
+                                                                          : Kernel::kF32;
+}
+
+}  // namespace
+}  // namespace gated_delta
+
+void Run(CudaStream& stream, const GatedDeltaFwd& f) {
+  using namespace gated_delta;
+  switch (Choose(stream, f)) {
+    case Kernel::kRecurrent: return RunRecurrent(stream, f);
+    case Kernel::kTensorCores: return RunTensorCores(stream, f);
+    case Kernel::kF32: return RunF32(stream, f);
+  }
+}
+
+void Run(CudaStream& stream, const GatedDeltaBwd& g) {
+  using namespace gated_delta;
+  switch (Choose(stream, g)) {
+    case Kernel::kTensorCores: return RunTensorCores(stream, g);
+    default: return RunF32(stream, g);
+  }
 }
 
 }  // namespace weft

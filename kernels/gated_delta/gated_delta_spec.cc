@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "kernels/base/op_spec.h"
 #include "kernels/gated_delta/gated_delta_ref.h"
 
@@ -21,16 +23,40 @@ std::vector<double> Documents(const std::vector<std::vector<int64_t>>& rows) {
   return starts;
 }
 
-GatedDeltaFwd Make(CaseMaker& make, const Sizes& s, double beta_max, double log_a_min, bool state,
+// Rows of length 1.
+Fill UnitRows(int64_t width) {
+  return [width, row = std::vector<double>()](Rng& rng, int64_t i) mutable {
+    if (i % width == 0) {
+      row.resize(static_cast<size_t>(width));
+      double squares = 0;
+      for (double& x : row) {
+        x = rng.Normal();
+        squares += x * x;
+      }
+      for (double& x : row) x /= std::sqrt(squares);
+    }
+    return row[static_cast<size_t>(i % width)];
+  };
+}
+
+// Of 11 tokens in a row one decays strongly, and of 43 one forgets all.
+Fill StrongDecays(int64_t heads) {
+  return [heads](Rng& rng, int64_t i) {
+    const int64_t t = i / heads;
+    const double usual = rng.Uniform(-0.1, 0);
+    return t % 43 == 17 ? -std::numeric_limits<double>::infinity() : t % 11 == 5 ? -20 : usual;
+  };
+}
+
+GatedDeltaFwd Make(CaseMaker& make, const Sizes& s, const Fill& beta, const Fill& log_a, bool state,
                    const std::vector<double>& doc_start = {}) {
   const auto [B, T, H, K, V] = s;
-  const Fill unit = Normal(1 / std::sqrt(static_cast<double>(K)));
   GatedDeltaFwd f{.scale = 1 / std::sqrt(static_cast<double>(K))};
   f.q = make.In("q", {B, T, H, K});
-  f.k = make.In("k", {B, T, H, K}, unit);
+  f.k = make.In("k", {B, T, H, K}, UnitRows(K));
   f.v = make.In("v", {B, T, H, V});
-  f.beta = make.WideIn("beta", {B, T, H}, Uniform(0, beta_max));
-  f.log_a = make.WideIn("log_a", {B, T, H}, Uniform(log_a_min, 0));
+  f.beta = make.WideIn("beta", {B, T, H}, beta);
+  f.log_a = make.WideIn("log_a", {B, T, H}, log_a);
   if (!doc_start.empty()) f.doc_start = make.Int("doc_start", {B, T}, Values(doc_start));
   if (state) f.initial = make.WideIn("initial", {B, H, K, V}, Normal(0.3));
   f.y = make.Out("y", {B, T, H, V});
@@ -56,31 +82,55 @@ void AddOp_gated_delta(OpSuite& suite) {
       .name = "gated_delta",
       .reference_f64 = GatedDeltaRef<double>,
       .reference_complex = GatedDeltaRef<std::complex<double>>};
-  const auto law = [&](const char* label, Sizes s, double beta_max, double log_a_min, bool state,
-                       const std::vector<double>& doc_start = {}) {
-    spec.laws.push_back({label, [=](CaseMaker& make) {
-                           return Make(make, s, beta_max, log_a_min, state, doc_start);
-                         }});
+  const auto law = [](auto& laws, const char* label, Sizes s, const Fill& beta, const Fill& log_a,
+                      bool state, const std::vector<double>& doc_start = {}) {
+    laws.push_back({label, [=](CaseMaker& make) {
+                      return Make(make, s, beta, log_a, state, doc_start);
+                    }});
   };
-  law("B2_T1_H2_K3_V5_state", {2, 1, 2, 3, 5}, 1, -0.5, true);
-  law("B2_T7_H2_K4_V6", {2, 7, 2, 4, 6}, 1, -0.3, false);
-  law("B1_T63_H1_K8_V16", {1, 63, 1, 8, 16}, 1, -0.1, false);
-  law("B1_T65_H1_K24_V17_negative_state", {1, 65, 1, 24, 17}, 2, -0.1, true);
-  law("B1_T130_H2_K5_V24_no_decay_to_speak_of", {1, 130, 2, 5, 24}, 1, -0.001, true);
-  law("B1_T20_H1_K9_V3_strong_decay", {1, 20, 1, 9, 3}, 1, -20, true);
-  law("B2_T70_H1_K6_V9_documents", {2, 70, 1, 6, 9}, 2, -0.2, true,
+  const Fill beta = Uniform(0, 1), wide_beta = Uniform(0, 2), weak = Uniform(-0.1, 0);
+  auto& laws = spec.laws;
+  law(laws, "B2_T1_H2_K3_V5_state", {2, 1, 2, 3, 5}, beta, Uniform(-0.5, 0), true);
+  law(laws, "B2_T7_H2_K4_V6", {2, 7, 2, 4, 6}, beta, Uniform(-0.3, 0), false);
+  law(laws, "B1_T63_H1_K8_V16", {1, 63, 1, 8, 16}, beta, weak, false);
+  law(laws, "B1_T65_H1_K24_V17_negative_state", {1, 65, 1, 24, 17}, wide_beta, weak, true);
+  law(laws, "B1_T130_H2_K5_V24_no_decay_to_speak_of", {1, 130, 2, 5, 24}, beta, Uniform(-0.001, 0),
+      true);
+  law(laws, "B1_T20_H1_K9_V3_strong_decay", {1, 20, 1, 9, 3}, beta, Uniform(-20, 0), true);
+  law(laws, "B1_T90_H2_K6_V4_forgets", {1, 90, 2, 6, 4}, wide_beta, StrongDecays(2), true);
+  law(laws, "B2_T70_H1_K6_V9_documents", {2, 70, 1, 6, 9}, wide_beta, Uniform(-0.2, 0), true,
       Documents({{1, 1, 15, 16, 17, 20}, {3, 63, 1, 1, 2}}));
-  spec.bench.push_back({"decode_B16_T1_H4_K24_V48", [](CaseMaker& make) {
-                          return Make(make, {16, 1, 4, 24, 48}, 1, -0.1, true);
-                        }});
-  const auto bench = [&](const char* label, Sizes s, const std::vector<double>& doc_start = {}) {
-    spec.bench.push_back(
-        {label, [=](CaseMaker& make) { return Make(make, s, 1, -0.1, false, doc_start); }});
+  auto& bf16 = spec.bf16_laws;
+  law(bf16, "B1_T63_H2_K16_V16", {1, 63, 2, 16, 16}, beta, weak, false);
+  law(bf16, "B1_T64_H1_K16_V32_state", {1, 64, 1, 16, 32}, wide_beta, weak, true);
+  law(bf16, "B1_T65_H1_K16_V80", {1, 65, 1, 16, 80}, beta, weak, false);
+  law(bf16, "B1_T65_H1_K32_V16_no_decay", {1, 65, 1, 32, 16}, beta, Uniform(0, 0), false);
+  law(bf16, "B1_T130_H1_K16_V16_forgets_state", {1, 130, 1, 16, 16}, wide_beta, StrongDecays(1),
+      true);
+  law(bf16, "B1_T200_H1_K16_V16_documents_state", {1, 200, 1, 16, 16}, beta, Uniform(-0.2, 0), true,
+      Documents({{1, 63, 64, 1, 71}}));
+  law(bf16, "B2_T70_H1_K16_V16_documents", {2, 70, 1, 16, 16}, wide_beta, weak, false,
+      Documents({{64, 6}, {3, 60, 1, 6}}));
+  law(bf16, "B1_T7_H1_K48_V96_state", {1, 7, 1, 48, 96}, beta, weak, true);
+  law(bf16, "B1_T11_H1_K64_V64_negative", {1, 11, 1, 64, 64}, Uniform(2, 2), weak, false);
+  law(bf16, "B1_T1_H2_K64_V128_state", {1, 1, 2, 64, 128}, beta, weak, true);
+  law(bf16, "B1_T2_H1_K96_V192_state", {1, 2, 1, 96, 192}, beta, weak, true);
+  law(bf16, "B1_T3_H1_K128_V128", {1, 3, 1, 128, 128}, beta, weak, false);
+  law(bf16, "B1_T1_H1_K128_V256_state", {1, 1, 1, 128, 256}, beta, weak, true);
+  law(bf16, "B1_T2_H1_K160_V80_state", {1, 2, 1, 160, 80}, beta, weak, true);
+  law(bf16, "B1_T2_H1_K256_V64_state", {1, 2, 1, 256, 64}, beta, weak, true);
+  law(bf16, "B1_T70_H1_K20_V12_state", {1, 70, 1, 20, 12}, beta, weak, true);
+  law(bf16, "B1_T70_H1_K5_V7_documents", {1, 70, 1, 5, 7}, beta, weak, true,
+      Documents({{1, 63, 6}}));
+  const auto bench = [&](const char* label, Sizes s, bool state = false,
+                         const std::vector<double>& doc_start = {}) {
+    law(spec.bench, label, s, beta, weak, state, doc_start);
   };
+  bench("decode_B16_T1_H4_K24_V48", {16, 1, 4, 24, 48}, true);
   bench("B16_T256_H4_K24_V48", {16, 256, 4, 24, 48});
   bench("B16_T256_H4_K32_V64", {16, 256, 4, 32, 64});
   bench("B8_T1024_H4_K48_V96", {8, 1024, 4, 48, 96});
-  bench("B16_T256_H4_K24_V48_packed", {16, 256, 4, 24, 48}, PackedRows(16, 256));
+  bench("B16_T256_H4_K24_V48_packed", {16, 256, 4, 24, 48}, false, PackedRows(16, 256));
   bench("B1_T8192_H4_K24_V48", {1, 8192, 4, 24, 48});
   spec.gpu_bench.push_back({"B16_T2048_H6_K96_V192", [](CaseMaker& make) {
                               return Make(make, {16, 2048, 6, 96, 192}, 1, -0.1, false);

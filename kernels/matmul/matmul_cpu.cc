@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 
 #include "kernels/matmul/gemm.h"
+#include "kernels/matmul/gemm_amx.h"
 #include "kernels/matmul/matmul.h"
 
 namespace weft {
@@ -25,10 +27,26 @@ int64_t PartSize(int64_t n, int64_t parts) {
   return std::max(kGranule, CeilDiv(CeilDiv(n, parts), kGranule) * kGranule);
 }
 
+// C (+)= op(A) op(B) on matrix tiles, if there are any and the product is worth their packing.
+template <class T>
+bool MultiplyOnTiles(CpuStream& stream, bool trans_a, bool trans_b, int64_t k, Nd<const T, 2> a,
+                     Nd<const T, 2> b, T beta, Nd<T, 2> c) {
+  if constexpr (std::is_same_v<T, float>) {
+    constexpr int64_t kMinSide = 32, kMinWork = 1 << 18;
+    const int64_t m = c.shape[0], n = c.shape[1];
+    if (std::min({m, n, k}) < kMinSide || m * n * k < kMinWork || !HasAmx()) return false;
+    AmxGemm(stream, trans_a, trans_b, m, n, k, a.data, a.stride[0], b.data, b.stride[0], beta != 0,
+            c.data, c.stride[0]);
+    return true;
+  }
+  return false;
+}
+
 // C = A op(B) with C [m, n] cut into tiles.
 template <class T>
 void Multiply(CpuStream& stream, bool trans_b, int64_t k, Nd<const T, 2> a, Nd<const T, 2> b,
               T beta, Nd<T, 2> c) {
+  if (MultiplyOnTiles<T>(stream, false, trans_b, k, a, b, beta, c)) return;
   const int64_t m = c.shape[0], n = c.shape[1];
   const int64_t rows = std::min(kMaxTileRows, PartSize(m, kItems));
   const int64_t cols = PartSize(n, CeilDiv(n, kMaxTileCols));
@@ -46,6 +64,7 @@ void Multiply(CpuStream& stream, bool trans_b, int64_t k, Nd<const T, 2> a, Nd<c
 template <class T>
 void WeightGradient(CpuStream& stream, Nd<const T, 2> dy, Nd<const T, 2> x, Nd<T, 2> dw, T beta) {
   const int64_t rows = x.shape[0], N = dw.shape[0], K = dw.shape[1];
+  if (MultiplyOnTiles<T>(stream, true, false, rows, dy, x, beta, dw)) return;
   const int64_t tile_n = PartSize(N, CeilDiv(N, kMaxTileN)),
                 tile_k = PartSize(K, CeilDiv(K, kMaxTileK));
   const int64_t down = CeilDiv(N, tile_n), across = CeilDiv(K, tile_k), tiles = down * across;

@@ -693,13 +693,16 @@ TEST_F(SweepSignalTest, InterruptionExitsWith130) {
 }
 
 TEST_F(SweepSignalTest, ACellThatAnotherProcessTrainsIsWaitedFor) {
-  const std::string command = "cd '" + root_ +
-                              "' && bin/weft-train base.toml --set study=s --set "
-                              "'model.pattern=[\"gated_delta\"]' --set seed=0 "
-                              "--set fault.step_ms=100 --set train.steps=8 &";
-  ASSERT_EQ(std::system(command.c_str()), 0);
+  Process other(root_, {root_ + "/bin/weft-train", "base.toml", "--set", "study=s", "--set",
+                        "model.pattern=[\"gated_delta\"]", "--set", "seed=0", "--set",
+                        "fault.step_ms=100", "--set", "train.steps=8"});
   ASSERT_TRUE(Within(20s, [&] { return RunsWithSteps() == 1; }));
-  const Output output = Call("run s.toml --jobs 8");
+  ASSERT_TRUE(other.Send(SIGSTOP));
+  const pid_t sweep = Start("run s.toml --jobs 8");
+  EXPECT_TRUE(
+      Within(60s, [&] { return Slurp(root_ + "/err.txt").find("[3/4]") != std::string::npos; }));
+  other.Send(SIGCONT);
+  const Output output = Finish(sweep);
   EXPECT_EQ(output.exit_code, 0) << output.err;
   EXPECT_NE(output.err.find("rnn/seed=0: done\n"), std::string::npos) << output.err;
   ExpectEveryStepOnce();

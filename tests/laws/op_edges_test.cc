@@ -4,16 +4,20 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "kernels/adamw/adamw.h"
+#include "kernels/base/rng.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/global_norm/global_norm.h"
 #include "kernels/matmul/gemm.h"
+#include "kernels/matmul/gemm_amx.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/swiglu/swiglu.h"
 
@@ -258,6 +262,129 @@ TEST(Gemm, EmptySumClearsNaN) {
   std::vector<float> c(6, kNaN), a(1), b(1);
   Gemm<float>(false, false, 2, 3, 0, 1, a.data(), 1, b.data(), 3, 0, c.data(), 3);
   EXPECT_EQ(c, std::vector<float>(6, 0));
+}
+
+// A product on matrix tiles beside the same one by Gemm.
+struct TileProduct {
+  int64_t m, n, k;
+  bool trans_a, trans_b;
+  std::vector<float> a, b;
+
+  TileProduct(int64_t rows, int64_t columns, int64_t depth, int transposed,
+              const std::function<float(Rng&)>& draw)
+      : m(rows), n(columns), k(depth), trans_a(transposed & 1), trans_b(transposed & 2) {
+    Rng rng(1, Purpose::kTest, 0);
+    for (int64_t i = 0; i < m * k; ++i) a.push_back(draw(rng));
+    for (int64_t i = 0; i < n * k; ++i) b.push_back(draw(rng));
+  }
+  float& A(int64_t i, int64_t d) { return a[trans_a ? d * m + i : i * k + d]; }
+  float& B(int64_t j, int64_t d) { return b[trans_b ? j * k + d : d * n + j]; }
+  std::vector<float> OnTiles(int threads = 2) const {
+    std::vector<float> c(m * n, kNaN);
+    CpuStream stream(threads);
+    AmxGemm(stream, trans_a, trans_b, m, n, k, a.data(), trans_a ? m : k, b.data(), trans_b ? k : n,
+            false, c.data(), n);
+    return c;
+  }
+  std::vector<float> ByGemm() const {
+    std::vector<float> c(m * n, kNaN);
+    Gemm<float>(trans_a, trans_b, m, n, k, 1, a.data(), trans_a ? m : k, b.data(), trans_b ? k : n,
+                0, c.data(), n);
+    return c;
+  }
+  // Root mean square and maximum, over C, of the error in units of 2^-24 sum |a b|.
+  std::pair<double, double> Error(const std::vector<float>& c) {
+    double square = 0, max = 0;
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        double exact = 0, scale = 0;
+        for (int64_t d = 0; d < k; ++d) {
+          const double product = static_cast<double>(A(i, d)) * B(j, d);
+          exact += product, scale += std::abs(product);
+        }
+        const double error = std::abs(c[i * n + j] - exact) / scale * 0x1p24;
+        square += error * error, max = std::max(max, error);
+      }
+    }
+    return {std::sqrt(square / static_cast<double>(m * n)), max};
+  }
+};
+
+TEST(AmxGemm, ErrsLikeAnSgemm) {
+  if (!HasAmx()) GTEST_SKIP() << "no matrix tiles on this machine";
+  const std::function<float(Rng&)> kinds[] = {
+      [](Rng& rng) { return static_cast<float>(rng.Normal()); },
+      [](Rng& rng) { return static_cast<float>(1 + rng.Uniform()); },      // nothing cancels
+      [](Rng&) { return std::nextafter(1.f + 0x1p-8f + 0x1p-16f, 2.f); },  // parts are largest
+      [](Rng& rng) { return static_cast<float>(rng.Normal() * std::exp2(8 * rng.Normal())); }};
+  constexpr int64_t kShapes[][3] = {
+      {1, 1, 1}, {33, 17, 65}, {70, 50, 300}, {300, 530, 270}, {31, 40, 4127}};
+  for (const auto& [m, n, k] : kShapes) {
+    for (int transposed = 0; transposed < 4; ++transposed) {
+      for (size_t kind = 0; kind < std::size(kinds); ++kind) {
+        TileProduct p(m, n, k, transposed, kinds[kind]);
+        const auto [mean, max] = p.Error(p.OnTiles());
+        const auto [mean_sgemm, max_sgemm] = p.Error(p.ByGemm());
+        const std::string what =
+            Cat(m, " x ", n, " x ", k, ", transposed ", transposed, ", kind ", kind);
+        EXPECT_LE(mean, 1.5 * mean_sgemm + 0.5) << what;
+        EXPECT_LE(max, 2 * max_sgemm + 2) << what;
+      }
+    }
+  }
+}
+
+TEST(AmxGemm, BitsDoNotDependOnThreads) {
+  if (!HasAmx()) GTEST_SKIP() << "no matrix tiles on this machine";
+  for (const int64_t k : {600, 4127}) {
+    const TileProduct p(40, 50, k, 1, [](Rng& rng) { return static_cast<float>(rng.Normal()); });
+    const std::vector<float> one = p.OnTiles(1), three = p.OnTiles(3);
+    EXPECT_EQ(std::memcmp(one.data(), three.data(), one.size() * sizeof(float)), 0) << k;
+  }
+}
+
+// Where numbers cannot be split, results are those of Gemm; where they can, all that is lost are
+// subnormal numbers.
+TEST(AmxGemm, ExtremeNumbers) {
+  if (!HasAmx()) GTEST_SKIP() << "no matrix tiles on this machine";
+  constexpr float kMax = std::numeric_limits<float>::max();
+  for (const int64_t k : {300, 4127}) {
+    for (const float extreme : {kInf, -kInf, kNaN, kMax, -kMax, 0x1p-140f, 1e-37f}) {
+      for (int side = 0; side < 2; ++side) {
+        TileProduct p(40, 300, k, 1, [](Rng& rng) { return static_cast<float>(rng.Uniform()); });
+        (side ? p.B(270, k - 1) : p.A(33, k - 1)) = extreme;
+        const std::vector<float> on_tiles = p.OnTiles(), by_gemm = p.ByGemm();
+        for (int64_t i = 0; i < p.m * p.n; ++i) {
+          const float x = on_tiles[i], y = by_gemm[i];
+          EXPECT_TRUE(std::isnan(y) ? std::isnan(x) : x == y || std::abs(x - y) < 1e-5f * y)
+              << extreme << ": " << x << ", expected " << y;
+        }
+      }
+    }
+  }
+  TileProduct tiny(40, 40, 40, 0, [](Rng&) { return 0x1p-130f; });
+  for (const float x : tiny.OnTiles()) EXPECT_EQ(x, 0);
+  // Gradients may be small as long as what they are multiplied with is not.
+  TileProduct small(40, 40, 40, 0,
+                    [](Rng& rng) { return static_cast<float>(rng.Normal()) * 1e-30f; });
+  for (float& b : small.b) b *= 1e30f;
+  EXPECT_LE(small.Error(small.OnTiles()).second, 8);
+}
+
+TEST(AmxGemm, AddsToWhatIsThere) {
+  if (!HasAmx()) GTEST_SKIP() << "no matrix tiles on this machine";
+  for (const int64_t k : {64, 1030, 4127}) {
+    const int64_t m = 45, n = 35, ldc = 37;
+    const TileProduct p(m, n, k, 0, [](Rng& rng) { return static_cast<float>(rng.Normal()); });
+    const std::vector<float> product = p.OnTiles();
+    std::vector<float> c(m * ldc, 2);
+    CpuStream stream(2);
+    AmxGemm(stream, false, false, m, n, k, p.a.data(), k, p.b.data(), n, true, c.data(), ldc);
+    for (int64_t i = 0; i < m * ldc; ++i) {
+      const float expected = i % ldc < n ? 2 + product[i / ldc * n + i % ldc] : 2;
+      EXPECT_EQ(c[i], expected) << k << ", " << i;
+    }
+  }
 }
 
 TEST(Matmul, GradientOfTheInputMayBeLeftOut) {

@@ -292,11 +292,10 @@ void Register(const OpEntry& entry, const OpEntry::Case& c, const std::vector<DT
       [&entry, &c, dtypes, gpu]() -> OpLaw* { return new OpLaw(&entry, &c, dtypes, gpu); });
 }
 
-// Leaked on purpose: gtest keeps pointers into it until the process ends.
 const bool kRegistered = [] {
-  auto* suite = new OpSuite;
-  AddAllOps(*suite);
-  for (const OpEntry& entry : suite->entries()) {
+  static OpSuite suite;  // gtest keeps pointers into it
+  AddAllOps(suite);
+  for (const OpEntry& entry : suite.entries()) {
     for (const auto& c : entry.laws) Register(entry, c, {DType::kF64, DType::kF32}, false);
 #ifdef WEFT_CUDA
     const bool own = !entry.bf16_laws.empty();

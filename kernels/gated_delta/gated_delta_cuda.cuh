@@ -1,0 +1,145 @@
+#pragma once
+// What the CUDA kernels of gated_delta share: sizes, rows of tensors, the inverse of a chunk.
+
+#include "kernels/base/cuda.cuh"
+#include "kernels/gated_delta/gated_delta_cuda.h"
+
+namespace weft::gated_delta {
+
+inline constexpr int kC = static_cast<int>(kGatedDeltaChunk);
+
+// Smaller written rows than these matter to nothing, and dbeta divides by beta.
+inline constexpr float kLeastBeta = 1e-12f;
+
+// x(i, j, k) is where index (i, j, k) of the first three dimensions begins.
+template <class T>
+struct Rows {
+  T* data = nullptr;
+  int64_t stride[3] = {};
+  Rows() = default;
+  explicit Rows(const TensorView& x)
+      : data(x.Data<T>()), stride{x.stride(0), x.stride(1), x.stride(2)} {}
+  __device__ T* operator()(int i, int j, int k) const {
+    return data + i * stride[0] + j * stride[1] + k * stride[2];
+  }
+  __host__ __device__ explicit operator bool() const { return data != nullptr; }
+};
+
+struct Sizes {
+  int B, T, H, K, V;
+  int chunks;
+  float scale;
+  const int* doc_start;
+  int64_t doc_stride;
+
+  explicit Sizes(const GatedDeltaFwd& f)
+      : B(static_cast<int>(f.v.dim(0))),
+        T(static_cast<int>(f.v.dim(1))),
+        H(static_cast<int>(f.v.dim(2))),
+        K(static_cast<int>(f.q.dim(3))),
+        V(static_cast<int>(f.v.dim(3))),
+        chunks(static_cast<int>(GatedDeltaChunks(T))),
+        scale(static_cast<float>(f.scale)),
+        doc_start(f.doc_start.Data<int>()),
+        doc_stride(f.doc_start.defined() ? f.doc_start.stride(0) : 0) {}
+  int heads() const { return B * H; }
+  int tiles() const { return B * chunks * H; }  // chunks of all heads
+  __device__ bool StartsDocument(int b, int t) const {
+    return doc_start && t > 0 && doc_start[b * doc_stride + t] == t;
+  }
+};
+
+// One chunk of one head; index is that of [B, chunks, H].
+struct Chunk {
+  int b, n, h, begin, count;
+  __device__ Chunk(const Sizes& s, int b, int n, int h)
+      : b(b), n(n), h(h), begin(n * kC), count(min(kC, s.T - begin)) {}
+  __device__ Chunk(const Sizes& s, int index)
+      : Chunk(s, index / s.H / s.chunks, index / s.H % s.chunks, index % s.H) {}
+  __device__ int Index(const Sizes& s) const { return (b * s.chunks + n) * s.H + h; }
+};
+
+// What the forward reads and writes, X the type of activations.
+template <class X>
+struct Forward : Sizes {
+  Rows<const X> q, k, v;
+  Rows<const float> beta, log_a;
+  Rows<const float> initial;
+  Rows<X> y, states;
+  Rows<float> final_state;
+
+  explicit Forward(const GatedDeltaFwd& f)
+      : Sizes(f),
+        q(f.q),
+        k(f.k),
+        v(f.v),
+        beta(f.beta),
+        log_a(f.log_a),
+        initial(f.initial),
+        y(f.y),
+        states(f.states),
+        final_state(f.final_state) {}
+};
+
+template <class X>
+struct Backward : Forward<X> {
+  Rows<const X> dy;
+  Rows<const float> dfinal;
+  Rows<X> dq, dk, dv;
+  Rows<float> dbeta, dlog_a, dinitial;
+  bool add_dq, add_dk, add_dv, add_dbeta, add_dlog_a, add_dinitial;
+
+  explicit Backward(const GatedDeltaBwd& g)
+      : Forward<X>(g.fwd),
+        dy(g.dy),
+        dfinal(g.dfinal),
+        dq(g.dq),
+        dk(g.dk),
+        dv(g.dv),
+        dbeta(g.dbeta),
+        dlog_a(g.dlog_a),
+        dinitial(g.dinitial),
+        add_dq(g.dq.accumulate),
+        add_dk(g.dk.accumulate),
+        add_dv(g.dv.accumulate),
+        add_dbeta(g.dbeta.accumulate),
+        add_dlog_a(g.dlog_a.accumulate),
+        add_dinitial(g.dinitial.accumulate) {}
+};
+
+// Cuts scratch memory into arrays. With null memory it only counts.
+class Cutter {
+ public:
+  explicit Cutter(void* memory = nullptr) : memory_(static_cast<std::byte*>(memory)) {}
+  template <class T>
+  T* Cut(int64_t n) {
+    std::byte* at = memory_ + bytes_;
+    bytes_ += (n * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+    return reinterpret_cast<T*>(at);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* memory_;
+  int64_t bytes_ = 0;
+};
+
+// x = column j of (I + N)^-1, where N is strictly lower triangular with rows of kInverseLd floats.
+inline constexpr int kInverseLd = kC + 4;
+__device__ inline void InverseColumn(const float* n, int j, float (&x)[kC]) {
+#pragma unroll
+  for (int i = 0; i < kC; ++i) {
+    float sum[4] = {};
+#pragma unroll
+    for (int l = 0; l < i; l += 4) {
+      const float4 row = *reinterpret_cast<const float4*>(n + i * kInverseLd + l);
+      sum[0] += row.x * x[l];
+      if (l + 1 < i) sum[1] += row.y * x[l + 1];
+      if (l + 2 < i) sum[2] += row.z * x[l + 2];
+      if (l + 3 < i) sum[3] += row.w * x[l + 3];
+    }
+    x[i] = (i == j ? 1.f : 0.f) - ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+}
+
+}  // namespace weft::gated_delta

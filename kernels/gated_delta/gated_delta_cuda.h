@@ -1,0 +1,21 @@
+#pragma once
+// The kernels behind Run(CudaStream&, ...) of gated_delta. All of them save `states` as rows of
+// S^T, [V, K], so that any backward follows any forward.
+
+#include "kernels/gated_delta/gated_delta.h"
+
+namespace weft::gated_delta {
+
+// Token by token, without saving states: for decoding. K up to 256.
+void RunRecurrent(CudaStream&, const GatedDeltaFwd&);
+
+// Chunks of 64 tokens on tensor cores, from sm_80 on: bf16, K and V multiples of 16 up to 256, rows
+// aligned to 16 bytes.
+void RunTensorCores(CudaStream&, const GatedDeltaFwd&);
+void RunTensorCores(CudaStream&, const GatedDeltaBwd&);
+
+// Chunks of 64 tokens in f32 arithmetic: any type and any size.
+void RunF32(CudaStream&, const GatedDeltaFwd&);
+void RunF32(CudaStream&, const GatedDeltaBwd&);
+
+}  // namespace weft::gated_delta

@@ -1,0 +1,816 @@
+// The chunked algorithm on tensor cores (mma.sync). Value columns do not interact before the
+// gradients, so a warp carries 16 of them through a whole sequence: it holds S^T [16, K] in
+// registers, and every product of a chunk has [16, .] from registers on its left and a tile that
+// all warps share on its right. gated_delta.md has the equations.
+
+#include "kernels/gated_delta/gated_delta_cuda.cuh"
+#include "kernels/gated_delta/gated_delta_mma.cuh"
+
+namespace weft::gated_delta {
+namespace {
+
+constexpr int kBlocks = kC / 16;  // of 16 tokens
+constexpr int kLd = kC + 8;       // between rows of a [C, C] tile in shared memory
+constexpr float kForgets = -87;   // exp of less is no normal number: what was before is forgotten
+
+// A boundary is a token whose past is nothing to it: it starts a document or forgets all. Decays
+// across a boundary are 0 and the sums of logarithms leave it out, so that they stay small.
+struct alignas(16) Gates {
+  float from_start[kC];  // decay from the state before the chunk to token i
+  float to_end[kC];      // decay from token j to the state after the chunk
+  float log_sum[kC];     // log_a_1 + ... + log_a_i
+  float beta[kC];
+  int segment[kC];  // number of boundaries up to token i
+
+  __device__ float Decay(int i, int j) const {  // for j <= i
+    return segment[i] == segment[j] ? __expf(log_sum[i] - log_sum[j]) : 0;
+  }
+  __device__ float Whole() const { return from_start[kC - 1]; }
+};
+
+// What kernels leave each other in scratch memory, for every chunk.
+struct Chunks {
+  BF16 *m, *p;  // [C, C] each, 16 x 16 blocks above the diagonal left out
+  Gates* gates;
+  // Of the backward:
+  Rows<BF16> u, dv;         // [B, T, H, V]
+  BF16* dstates = nullptr;  // [V, K]  gradient of S^T after the chunk
+
+  Chunks(Cutter& cut, const Forward<BF16>& f)
+      : m(cut.Cut<BF16>(int64_t{kC} * kC * f.tiles())),
+        p(cut.Cut<BF16>(int64_t{kC} * kC * f.tiles())),
+        gates(cut.Cut<Gates>(f.tiles())) {}
+  Chunks(Cutter& cut, const Backward<BF16>& f) : Chunks(cut, static_cast<const Forward<BF16>&>(f)) {
+    const auto values = [&] {
+      return Rows<BF16>(TensorView(cut.Cut<BF16>(int64_t{f.B} * f.T * f.H * f.V), DType::kBF16,
+                                   {f.B, f.T, f.H, f.V}));
+    };
+    u = values();
+    dv = f.add_dv ? values() : f.dv;
+    dstates = cut.Cut<BF16>(int64_t{f.tiles()} * f.V * f.K);
+  }
+};
+template <class Op>
+Chunks CutChunks(CudaStream& stream, const Op& f) {
+  Cutter count;
+  Chunks(count, f);
+  Cutter cut(stream.Scratch(count.bytes()));
+  return Chunks(cut, f);
+}
+
+__device__ int Warp() { return threadIdx.x / kWarp; }
+__device__ int Lane() { return threadIdx.x % kWarp; }
+__device__ Team Block() { return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}; }
+
+// By one warp.
+__device__ void ScanGates(const Forward<BF16>& f, const Chunk& c, Gates& gates) {
+  const int lane = Lane();
+  float log_sum[2];
+  int segment[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int i = 2 * lane + e, t = c.begin + i;
+    const bool valid = i < c.count;
+    const float log_a = valid ? *f.log_a(c.b, t, c.h) : 0;
+    const bool boundary = valid && (log_a < kForgets || f.StartsDocument(c.b, t));
+    log_sum[e] = boundary ? 0 : log_a;
+    segment[e] = boundary;
+    gates.beta[i] = valid ? fmaxf(*f.beta(c.b, t, c.h), kLeastBeta) : 0;
+  }
+  float sum = log_sum[0] + log_sum[1];
+  int boundaries = segment[0] + segment[1];
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const float more = __shfl_up_sync(~0u, sum, offset);
+    const int more_boundaries = __shfl_up_sync(~0u, boundaries, offset);
+    if (lane >= offset) sum += more, boundaries += more_boundaries;
+  }
+  const float last = __shfl_sync(~0u, sum, kWarp - 1);
+  const int last_segment = __shfl_sync(~0u, boundaries, kWarp - 1);
+  log_sum[0] = sum - log_sum[1];
+  log_sum[1] = sum;
+  segment[0] = boundaries - segment[1];
+  segment[1] = boundaries;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int i = 2 * lane + e;
+    gates.from_start[i] = segment[e] == 0 ? __expf(log_sum[e]) : 0;
+    gates.to_end[i] = segment[e] == last_segment ? __expf(last - log_sum[e]) : 0;
+    gates.log_sum[i] = log_sum[e];
+    gates.segment[i] = segment[e];
+  }
+}
+
+// Columns of a [16, 16] tile whose columns are tokens, times one number per token.
+__device__ float2 TokenPair(const float* x, int half) {
+  return *reinterpret_cast<const float2*>(x + 8 * half + 2 * (Lane() % 4));
+}
+__device__ void ScaleTokens(Tile& x, const float* by, float factor = 1) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float2 s = TokenPair(by, half);
+    x[half][0] *= factor * s.x, x[half][1] *= factor * s.y;
+    x[half][2] *= factor * s.x, x[half][3] *= factor * s.y;
+  }
+}
+__device__ Fragment ScaleTokens(const Fragment& x, const float* by, float factor) {
+  Fragment scaled;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 s = TokenPair(by, i / 2), pair = UnpackPair(x.at[i]);
+    scaled.at[i] = PackPair(factor * s.x * pair.x, factor * s.y * pair.y);
+  }
+  return scaled;
+}
+
+// R = V - from_start (K S), given K S; then U = M R. All of it transposed.
+__device__ void WrittenRows(Tile (&read)[kBlocks], const ColumnBlock (&v)[kBlocks],
+                            const float* from_start, const BF16* m, Tile (&u)[kBlocks]) {
+  Fragment r[kBlocks];
+#pragma unroll
+  for (int t = 0; t < kBlocks; ++t) {
+    const Fragment value = Transpose(v[t]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 s = TokenPair(from_start + 16 * t, i / 2), pair = UnpackPair(value.at[i]);
+      const float* part = &read[t][i / 2][i % 2 * 2];
+      r[t].at[i] = PackPair(pair.x - s.x * part[0], pair.y - s.y * part[1]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+    for (int j = 0; j <= i; ++j) Mma(u[i], r[j], RightTransposed(m + 16 * i * kLd + 16 * j, kLd));
+  }
+}
+
+// M and P of a chunk, and with kWritten the rows U that it writes, from the saved state.
+constexpr int kPrepareWarps = 4;
+
+int64_t PrepareBytes(const Sizes& s) {
+  return sizeof(Gates) + sizeof(float) * kC * kInverseLd + sizeof(BF16) * 2 * kC * (s.K + 8);
+}
+
+template <bool kWritten>
+__global__ void __launch_bounds__(kPrepareWarps* kWarp)
+    Prepare(const Forward<BF16> f, const Chunks chunks) {
+  extern __shared__ __align__(16) char shared[];
+  Gates& gates = *reinterpret_cast<Gates*>(shared);
+  float* n = reinterpret_cast<float*>(&gates + 1);
+  BF16* m = reinterpret_cast<BF16*>(n);  // takes the place of n
+  const int ld = f.K + 8;
+  BF16* k = reinterpret_cast<BF16*>(n + kC * kInverseLd);
+  BF16* q = k + kC * ld;
+  const Chunk c(f, blockIdx.x);
+  const int warp = Warp(), lane = Lane();
+
+  CopyTile(Block(), k, ld, kC, f.K, f.k(c.b, c.begin, c.h), f.k.stride[1], c.count, f.K);
+  CopyTile(Block(), q, ld, kC, f.K, f.q(c.b, c.begin, c.h), f.q.stride[1], c.count, f.K);
+  CommitCopies();
+  if (warp == 0) ScanGates(f, c, gates);
+  WaitForCopies();
+  __syncthreads();
+
+  // N = beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i.
+  // A warp has 16 rows.
+  Tile kk[kBlocks] = {}, qk[kBlocks] = {};
+  for (int x = 0; x < f.K; x += 16) {
+    const Fragment key = Left(k + 16 * warp * ld + x, ld), query = Left(q + 16 * warp * ld + x, ld);
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+      if (j > warp) break;
+      const Fragment other = RightTransposed(k + 16 * j * ld + x, ld);
+      Mma(kk[j], key, other);
+      Mma(qk[j], query, other);
+    }
+  }
+  const int64_t tile = int64_t{blockIdx.x} * kC * kC;
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    if (block > warp) break;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int i = 16 * warp + lane / 4 + 8 * r;
+      uint32_t p[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float pair[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int j = 16 * block + 8 * half + 2 * (lane % 4) + e;
+          const float decay = j <= i ? gates.Decay(i, j) : 0;
+          pair[e] = f.scale * decay * qk[block][half][2 * r + e];
+          if (j < i) n[i * kInverseLd + j] = gates.beta[i] * decay * kk[block][half][2 * r + e];
+        }
+        p[half] = PackPair(pair[0], pair[1]);
+      }
+      const auto [low, high] = Exchange(p[0], p[1]);
+      *reinterpret_cast<uint2*>(chunks.p + tile + i * kC + 16 * block + NeighbourColumn()) = {low,
+                                                                                              high};
+    }
+  }
+  __syncthreads();
+  float x[kC];
+  const int j = threadIdx.x;
+  if (j < kC) InverseColumn(n, j, x);
+  __syncthreads();
+  if (j < kC) {
+    const float beta = gates.beta[j];
+#pragma unroll
+    for (int i = 0; i < kC; ++i) m[i * kLd + j] = __float2bfloat16_rn(x[i] * beta);
+  }
+  __syncthreads();
+  for (int row = threadIdx.x / 8; row < kC; row += kPrepareWarps * kWarp / 8) {
+    const int column = threadIdx.x % 8 * 8;
+    if (column / 16 <= row / 16) {
+      *reinterpret_cast<uint4*>(chunks.m + tile + row * kC + column) =
+          *reinterpret_cast<const uint4*>(m + row * kLd + column);
+    }
+  }
+  if (threadIdx.x < sizeof(Gates) / sizeof(uint4)) {
+    reinterpret_cast<uint4*>(chunks.gates + blockIdx.x)[threadIdx.x] =
+        reinterpret_cast<const uint4*>(&gates)[threadIdx.x];
+  }
+
+  if constexpr (kWritten) {
+    BF16* state = q + 16 * warp * ld;  // the queries are no longer needed
+    for (int v = 16 * warp; v < f.V; v += 16 * kPrepareWarps) {
+      __syncwarp();
+      const BF16* from = f.states(c.b, c.n, c.h) + v * f.K;
+      for (int row = lane / 8; row < 16; row += kWarp / 8) {
+        for (int column = lane % 8 * 8; column < f.K; column += 64)
+          CopyAsync(state + row * ld + column, from + ColumnOfRow(row) * f.K + column, true);
+      }
+      CommitCopies();
+      ColumnBlock value[kBlocks];
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+        value[t] = LoadColumns(f.v(c.b, c.begin + 16 * t, c.h) + v, f.v.stride[1],
+                               c.count - 16 * t);
+      }
+      WaitForCopies();
+      __syncwarp();
+      Tile read[kBlocks] = {}, u[kBlocks] = {};
+      for (int x = 0; x < f.K; x += 16) {
+        const Fragment s = Left(state + x, ld);
+#pragma unroll
+        for (int t = 0; t < kBlocks; ++t)
+          Mma(read[t], s, RightTransposed(k + 16 * t * ld + x, ld));
+      }
+      WrittenRows(read, value, gates.from_start, m, u);
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+        StoreColumns(Pack(u[t]), chunks.u(c.b, c.begin + 16 * t, c.h) + v, chunks.u.stride[1],
+                     c.count - 16 * t);
+      }
+    }
+  }
+}
+
+// What the warps of a block share of one chunk. kK >= K: the keys' width with padding.
+template <int kK>
+struct alignas(16) Stage {
+  static constexpr int kLdK = kK + 8;
+  BF16 k[kC * kLdK], q[kC * kLdK];
+  BF16 m[kC * kLd], p[kC * kLd];
+  float from_start[kC], to_end[kC];
+
+  __device__ void Copy(const Forward<BF16>& f, const Chunks& chunks, const Chunk& c) {
+    CopyTile(Block(), k, kLdK, kC, kK, f.k(c.b, c.begin, c.h), f.k.stride[1], c.count, f.K);
+    CopyTile(Block(), q, kLdK, kC, kK, f.q(c.b, c.begin, c.h), f.q.stride[1], c.count, f.K);
+    const int index = c.Index(f), column = threadIdx.x % 8 * 8;
+    const int64_t tile = int64_t{index} * kC * kC;
+    for (int row = threadIdx.x / 8; row < kC; row += blockDim.x / 8) {
+      if (column / 16 > row / 16) continue;
+      CopyAsync(m + row * kLd + column, chunks.m + tile + row * kC + column, true);
+      CopyAsync(p + row * kLd + column, chunks.p + tile + row * kC + column, true);
+    }
+    constexpr int kPart = 16 / sizeof(float);
+    if (threadIdx.x < 2 * kC / kPart) {
+      CopyAsync(from_start + threadIdx.x * kPart,
+                chunks.gates[index].from_start + threadIdx.x * kPart, true);
+    }
+    CommitCopies();
+  }
+};
+
+// 16 columns of a state or of its gradient, as S^T [16, K]. Rows v stand in the order of
+// ColumnOfRow.
+template <int kK>
+struct StateColumns {
+  Tile at[kK / 16] = {};
+
+  // f(element, k, v) for all elements there are; v counts from the first of the 16.
+  template <class F>
+  __device__ void ForEach(int K, F&& f) {
+#pragma unroll
+    for (int block = 0; block < kK / 16; ++block) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int k = 16 * block + 8 * (i / 4) + 2 * (Lane() % 4) + i % 2;
+        if (k < K) f(at[block][i / 4][i % 4], k, ColumnOfRow(Lane() / 4 + 8 * (i % 4 / 2)));
+      }
+    }
+  }
+  __device__ void Scale(float by) {
+#pragma unroll
+    for (int i = 0; i < kK / 2; ++i) at[i / 8][i / 4 % 2][i % 4] *= by;
+  }
+  // As rows of S^T in bf16: `to` is that of the first column.
+  __device__ void Store(BF16* to, int K) const {
+#pragma unroll
+    for (int block = 0; block < kK / 16; ++block) {
+      const Fragment s = Pack(at[block]);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const auto [low, high] = Exchange(s.at[r], s.at[2 + r]);
+        const int v = ColumnOfRow(Lane() / 4 + 8 * r);
+        if (16 * block < K) {
+          *reinterpret_cast<uint2*>(to + v * K + 16 * block + NeighbourColumn()) = {low, high};
+        }
+      }
+    }
+  }
+  // out += S^T X^T, where X has the rows of a chunk
+  __device__ void Read(const BF16* x, Tile (&out)[kBlocks]) const {
+#pragma unroll
+    for (int block = 0; block < kK / 16; ++block) {
+      const Fragment s = Pack(at[block]);
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+        Mma(out[t], s,
+            RightTransposed(x + 16 * t * Stage<kK>::kLdK + 16 * block, Stage<kK>::kLdK));
+      }
+    }
+  }
+  // S^T += W^T X, where W^T [16, 16] belongs to the 16 tokens of X
+  __device__ void Write(const Fragment& w, const BF16* x) {
+#pragma unroll
+    for (int block = 0; block < kK / 16; ++block)
+      Mma(at[block], w, Right(x + 16 * block, Stage<kK>::kLdK));
+  }
+};
+
+template <int kK>
+constexpr int kMostWarps = kK <= 96 ? 12 : 8;  // as registers allow
+
+// The head and the columns of this warp.
+struct Columns {
+  int b, h, v;
+  __device__ explicit Columns(const Sizes& s)
+      : b(blockIdx.x / s.H),
+        h(blockIdx.x % s.H),
+        v((blockIdx.y * blockDim.x + threadIdx.x) / kWarp * 16) {}
+};
+
+template <int kK>
+__global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
+    Outputs(const Forward<BF16> f, const Chunks chunks) {
+  extern __shared__ __align__(16) char shared[];
+  Stage<kK>* stages = reinterpret_cast<Stage<kK>*>(shared);
+  const Columns own(f);
+  StateColumns<kK> state;
+  if (f.initial) {
+    state.ForEach(f.K, [&](float& s, int k, int v) { s = f.initial(own.b, own.h, k)[own.v + v]; });
+  }
+  stages[0].Copy(f, chunks, Chunk(f, own.b, 0, own.h));
+  for (int n = 0; n < f.chunks; ++n) {
+    const Chunk c(f, own.b, n, own.h);
+    WaitForCopies();
+    __syncthreads();
+    if (n + 1 < f.chunks) stages[(n + 1) % 2].Copy(f, chunks, Chunk(f, own.b, n + 1, own.h));
+    const Stage<kK>& stage = stages[n % 2];
+
+    ColumnBlock v[kBlocks];
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t) {
+      v[t] = LoadColumns(f.v(c.b, c.begin + 16 * t, c.h) + own.v, f.v.stride[1], c.count - 16 * t);
+    }
+    if (f.states) state.Store(f.states(c.b, n, c.h) + own.v * f.K, f.K);
+    Tile read[kBlocks] = {}, u[kBlocks] = {}, y[kBlocks] = {};
+    state.Read(stage.k, read);
+    WrittenRows(read, v, stage.from_start, stage.m, u);
+
+    state.Read(stage.q, y);
+    Fragment written[kBlocks];
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t) {
+      ScaleTokens(y[t], stage.from_start + 16 * t, f.scale);
+      written[t] = Pack(u[t]);
+    }
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+      for (int j = 0; j <= i; ++j)
+        Mma(y[i], written[j], RightTransposed(stage.p + 16 * i * kLd + 16 * j, kLd));
+      StoreColumns(Pack(y[i]), f.y(c.b, c.begin + 16 * i, c.h) + own.v, f.y.stride[1],
+                   c.count - 16 * i);
+    }
+
+    state.Scale(stage.from_start[kC - 1]);
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t) {
+      ScaleTokens(u[t], stage.to_end + 16 * t);
+      state.Write(Pack(u[t]), stage.k + 16 * t * Stage<kK>::kLdK);
+    }
+  }
+  if (f.final_state) {
+    state.ForEach(f.K,
+                  [&](float& s, int k, int v) { f.final_state(own.b, own.h, k)[own.v + v] = s; });
+  }
+}
+
+// From the last chunk to the first: the gradient of the state, and dV.
+template <int kK>
+__global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
+    StateGradients(const Backward<BF16> f, const Chunks chunks) {
+  extern __shared__ __align__(16) char shared[];
+  Stage<kK>* stages = reinterpret_cast<Stage<kK>*>(shared);
+  const Columns own(f);
+  StateColumns<kK> dstate;
+  if (f.dfinal) {
+    dstate.ForEach(f.K, [&](float& s, int k, int v) { s = f.dfinal(own.b, own.h, k)[own.v + v]; });
+  }
+  stages[(f.chunks - 1) % 2].Copy(f, chunks, Chunk(f, own.b, f.chunks - 1, own.h));
+  for (int n = f.chunks - 1; n >= 0; --n) {
+    const Chunk c(f, own.b, n, own.h);
+    WaitForCopies();
+    __syncthreads();
+    if (n > 0) stages[(n - 1) % 2].Copy(f, chunks, Chunk(f, own.b, n - 1, own.h));
+    const Stage<kK>& stage = stages[n % 2];
+
+    ColumnBlock upstream[kBlocks];
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t) {
+      upstream[t] =
+          LoadColumns(f.dy(c.b, c.begin + 16 * t, c.h) + own.v, f.dy.stride[1], c.count - 16 * t);
+    }
+    dstate.Store(chunks.dstates + (int64_t{c.Index(f)} * f.V + own.v) * f.K, f.K);
+    // dU = to_end (K dS) + P^T dY
+    Tile sum[kBlocks] = {};
+    dstate.Read(stage.k, sum);
+    Fragment dy[kBlocks], du[kBlocks];
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t) {
+      dy[t] = Transpose(upstream[t]);
+      ScaleTokens(sum[t], stage.to_end + 16 * t);
+    }
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+      for (int i = j; i < kBlocks; ++i)
+        Mma(sum[j], dy[i], Right(stage.p + 16 * i * kLd + 16 * j, kLd));
+      du[j] = Pack(sum[j]);
+    }
+    // dV = M^T dU
+    Tile dv[kBlocks] = {};
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+      for (int i = j; i < kBlocks; ++i)
+        Mma(dv[j], du[i], Right(stage.m + 16 * i * kLd + 16 * j, kLd));
+      StoreColumns(Pack(dv[j]), chunks.dv(c.b, c.begin + 16 * j, c.h) + own.v, chunks.dv.stride[1],
+                   c.count - 16 * j);
+    }
+    // dS = whole dS + Q^T (scale from_start dY) - K^T (from_start dV)
+    dstate.Scale(stage.from_start[kC - 1]);
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t) {
+      dstate.Write(ScaleTokens(dy[t], stage.from_start + 16 * t, f.scale),
+                   stage.q + 16 * t * Stage<kK>::kLdK);
+      ScaleTokens(dv[t], stage.from_start + 16 * t, -1);
+      dstate.Write(Pack(dv[t]), stage.k + 16 * t * Stage<kK>::kLdK);
+    }
+  }
+  if (f.dinitial) {
+    dstate.ForEach(f.K, [&](float& s, int k, int v) {
+      PutFloat(f.dinitial(own.b, own.h, k)[own.v + v], s, f.add_dinitial);
+    });
+  }
+}
+
+// Gradients of queries, keys and gates, one chunk of one head per block. Warp w has the rows of
+// tokens 16 (w % 4) to 16 (w % 4) + 15 and, of every two blocks of 16 columns, number w / 4. Keys
+// wider than kK are taken in parts.
+constexpr int kGradientWarps = 8, kSlice = 64, kLdSlice = kSlice + 8;
+
+template <int kK>
+struct alignas(16) GradientTiles {
+  static constexpr int kLdK = kK + 8;
+  Gates gates;
+  BF16 k[kC * kLdK], q[kC * kLdK];
+  struct Slice {  // of value columns
+    BF16 u[kC * kLdSlice], dv[kC * kLdSlice], dy[kC * kLdSlice];
+    BF16 state[kSlice * kLdK], dstate[kSlice * kLdK];
+  };
+  union {
+    Slice slices[2];
+    struct {
+      BF16 x[kC * kLd], y[kC * kLd];
+    };
+  };
+  float dbeta[kC], dgate[2][kC], to_state[2][kC], across[kGradientWarps];
+
+  __device__ void CopySlice(const Backward<BF16>& f, const Chunks& chunks, const Chunk& c, int k0,
+                            int index) {
+    const int v = index * kSlice, width = min(kSlice, f.V - v), width_k = min(kK, f.K - k0);
+    Slice& s = slices[index % 2];
+    const auto copy = [&](BF16* to, const auto& from) {
+      CopyTile(Block(), to, kLdSlice, kC, kSlice, from(c.b, c.begin, c.h) + v, from.stride[1],
+               c.count, width);
+    };
+    copy(s.u, chunks.u);
+    copy(s.dv, chunks.dv);
+    copy(s.dy, f.dy);
+    CopyTile(Block(), s.state, kLdK, kSlice, kK, f.states(c.b, c.n, c.h) + v * f.K + k0, f.K, width,
+             width_k);
+    CopyTile(Block(), s.dstate, kLdK, kSlice, kK,
+             chunks.dstates + (int64_t{c.Index(f)} * f.V + v) * f.K + k0, f.K, width, width_k);
+    CommitCopies();
+  }
+};
+
+// Row `row` of a tile, times the same row of x, summed over this lane's columns.
+__device__ float RowDot(const Tile& tile, int row, const BF16* x) {
+  float sum = 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(x + 8 * half + 2 * (Lane() % 4));
+    const float2 value = UnpackPair(pair);
+    sum += tile[half][2 * row] * value.x + tile[half][2 * row + 1] * value.y;
+  }
+  return sum;
+}
+
+__device__ float QuadSum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// Row `row` of a tile to 16 columns of a gradient.
+__device__ void StoreRow(const Tile& tile, int row, BF16* to, bool there, bool add) {
+  auto [low, high] = Exchange(float2{tile[0][2 * row], tile[0][2 * row + 1]},
+                              float2{tile[1][2 * row], tile[1][2 * row + 1]});
+  if (!there) return;
+  uint2* at = reinterpret_cast<uint2*>(to + NeighbourColumn());
+  if (add) {
+    const uint2 old = *at;
+    const float2 l = UnpackPair(old.x), h = UnpackPair(old.y);
+    low.x += l.x, low.y += l.y, high.x += h.x, high.y += h.y;
+  }
+  *at = {PackPair(low.x, low.y), PackPair(high.x, high.y)};
+}
+
+template <int kK>
+__global__ void __launch_bounds__(kGradientWarps* kWarp, 1)
+    KeyGradients(const Backward<BF16> f, const Chunks chunks) {
+  extern __shared__ __align__(16) char shared[];
+  auto& s = *reinterpret_cast<GradientTiles<kK>*>(shared);
+  constexpr int kLdK = GradientTiles<kK>::kLdK, kParts = kK / 32;
+  const Chunk c(f, blockIdx.x);
+  const int strip = Warp() % 4, side = Warp() / 4, lane = Lane();
+  const int rows[2] = {16 * strip + lane / 4, 16 * strip + lane / 4 + 8};
+  const int slices = (f.V + kSlice - 1) / kSlice;
+  float dgate[2] = {}, to_state[2] = {}, across = 0;
+
+  for (int k0 = 0; k0 < f.K; k0 += kK) {
+    const int width = min(kK, f.K - k0);
+    __syncthreads();
+    CopyTile(Block(), s.k, kLdK, kC, kK, f.k(c.b, c.begin, c.h) + k0, f.k.stride[1], c.count,
+             width);
+    CopyTile(Block(), s.q, kLdK, kC, kK, f.q(c.b, c.begin, c.h) + k0, f.q.stride[1], c.count,
+             width);
+    if (threadIdx.x < sizeof(Gates) / 16) {
+      CopyAsync(reinterpret_cast<uint4*>(&s.gates) + threadIdx.x,
+                reinterpret_cast<const uint4*>(chunks.gates + blockIdx.x) + threadIdx.x, true);
+    }
+    s.CopySlice(f, chunks, c, k0, 0);
+
+    // x = dY U^T,  y = dV U^T,  dq = dY S^T,  write = U dS^T,  read = dV S^T
+    Tile x[2] = {}, y[2] = {}, dq[kParts] = {}, write[kParts] = {}, read[kParts] = {};
+    for (int index = 0; index < slices; ++index) {
+      WaitForCopies();
+      __syncthreads();
+      if (index + 1 < slices) s.CopySlice(f, chunks, c, k0, index + 1);
+      const auto& slice = s.slices[index % 2];
+#pragma unroll
+      for (int v = 0; v < kSlice; v += 16) {
+        const int own = 16 * strip * kLdSlice + v;
+        const Fragment dy = Left(slice.dy + own, kLdSlice), dv = Left(slice.dv + own, kLdSlice),
+                       u = Left(slice.u + own, kLdSlice);
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          const int block = 2 * part + side;
+          if (block > strip) continue;
+          const Fragment other = RightTransposed(slice.u + 16 * block * kLdSlice + v, kLdSlice);
+          Mma(x[part], dy, other);
+          Mma(y[part], dv, other);
+        }
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const int at = v * kLdK + 16 * (2 * part + side);
+          const Fragment state = Right(slice.state + at, kLdK);
+          Mma(dq[part], dy, state);
+          Mma(read[part], dv, state);
+          Mma(write[part], u, Right(slice.dstate + at, kLdK));
+        }
+      }
+      for (int i = threadIdx.x; i < kSlice * kK / 8; i += kGradientWarps * kWarp) {
+        const int at = i / (kK / 8) * kLdK + i % (kK / 8) * 8;
+        float a[8], b[8];
+        Load(slice.state + at, a);
+        Load(slice.dstate + at, b);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) across += a[e] * b[e];
+      }
+    }
+
+    // x becomes scale decay dY U^T, y - decay dV U^T. Their diagonals: dbeta = <u, dv> / beta^2.
+    __syncthreads();
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const int block = 2 * part + side;
+      if (block > strip) continue;
+#pragma unroll
+      for (int at = 0; at < 8; at += 2) {
+        const int half = at / 4, i = rows[at % 4 / 2],
+                  j = 16 * block + 8 * half + 2 * (lane % 4);
+        float dx[2], dy[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float raw = y[part][half][at % 4 + e];
+          const float decay = j + e <= i ? s.gates.Decay(i, j + e) : 0;
+          dx[e] = f.scale * decay * x[part][half][at % 4 + e];
+          dy[e] = j + e < i ? -decay * raw : 0;
+          if (j + e == i) s.dbeta[i] = raw;
+        }
+        *reinterpret_cast<uint32_t*>(s.x + i * kLd + j) = PackPair(dx[0], dx[1]);
+        *reinterpret_cast<uint32_t*>(s.y + i * kLd + j) = PackPair(dy[0], dy[1]);
+      }
+    }
+    const float from_start[2] = {s.gates.from_start[rows[0]], s.gates.from_start[rows[1]]};
+    const float to_end[2] = {s.gates.to_end[rows[0]], s.gates.to_end[rows[1]]};
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+      for (int at = 0; at < 8; ++at) {
+        const int half = at / 4, row = at % 4 / 2;
+        dq[part][half][at % 4] *= f.scale * from_start[row];
+        read[part][half][at % 4] *= -from_start[row];
+        write[part][half][at % 4] *= to_end[row];
+      }
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        to_state[row] +=
+            RowDot(write[part], row, s.k + rows[row] * kLdK + 16 * (2 * part + side));
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      if (block <= strip) {
+        const int at = 16 * strip * kLd + 16 * block;
+        const Fragment dx = Left(s.x + at, kLd), dy = Left(s.y + at, kLd);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const Fragment key = Right(s.k + 16 * block * kLdK + 16 * (2 * part + side), kLdK);
+          Mma(dq[part], dx, key);
+          Mma(read[part], dy, key);
+        }
+      }
+      if (block >= strip) {
+        const int at = 16 * block * kLd + 16 * strip;
+        const Fragment dx = LeftTransposed(s.x + at, kLd), dy = LeftTransposed(s.y + at, kLd);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const int other = 16 * block * kLdK + 16 * (2 * part + side);
+          Mma(write[part], dx, Right(s.q + other, kLdK));
+          Mma(write[part], dy, Right(s.k + other, kLdK));
+        }
+      }
+    }
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const int column = 16 * (2 * part + side);
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const int i = rows[row];
+        const bool there = i < c.count && column < width;
+        const BF16 *q = s.q + i * kLdK + column, *k = s.k + i * kLdK + column;
+        dgate[row] += RowDot(dq[part], row, q) - RowDot(write[part], row, k) +
+                      RowDot(read[part], row, k);
+        StoreRow(dq[part], row, f.dq(c.b, c.begin + i, c.h) + k0 + column, there, f.add_dq);
+      }
+#pragma unroll
+      for (int at = 0; at < 8; ++at) write[part][at / 4][at % 4] += read[part][at / 4][at % 4];
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const int i = rows[row];
+        StoreRow(write[part], row, f.dk(c.b, c.begin + i, c.h) + k0 + column,
+                 i < c.count && column < width, f.add_dk);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const float d = QuadSum(dgate[row]), z = QuadSum(to_state[row]);
+    if (lane % 4 == 0) s.dgate[side][rows[row]] = d, s.to_state[side][rows[row]] = z;
+  }
+  across = WarpSum(across);
+  if (lane == 0) s.across[Warp()] = across;
+  __syncthreads();
+  const int i = threadIdx.x, t = c.begin + i;
+  if (i >= c.count) return;
+  // log_a_i decays what a token from i on reads of, or has written by a token before, i: sums from
+  // i to the end of its segment. The last segment reaches into the state after the chunk.
+  const Gates& g = s.gates;
+  float after = 0, sum = 0;
+  for (int w = 0; w < kGradientWarps; ++w) after += s.across[w];
+  after *= g.Whole();
+#pragma unroll 16
+  for (int j = 0; j < kC; ++j) {
+    after += s.to_state[0][j] + s.to_state[1][j];
+    if (j >= i && g.segment[j] == g.segment[i]) sum += s.dgate[0][j] + s.dgate[1][j];
+  }
+  if (g.segment[i] == g.segment[kC - 1]) sum += after;
+  const bool boundary = g.segment[i] != (i > 0 ? g.segment[i - 1] : 0);
+  PutFloat(*f.dlog_a(c.b, t, c.h), boundary ? 0 : sum, f.add_dlog_a);
+  PutFloat(*f.dbeta(c.b, t, c.h), s.dbeta[i] / g.beta[i] / g.beta[i], f.add_dbeta);
+}
+
+// dv += what was computed in scratch memory.
+__global__ void AddRows(const Backward<BF16> f, const Rows<BF16> from) {
+  const int64_t packs = f.V / 8, i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= packs * f.B * f.T * f.H) return;
+  const int64_t row = i / packs, bt = row / f.H;
+  const int h = row % f.H, t = bt % f.T, b = bt / f.T, v = i % packs * 8;
+  float sum[8], more[8];
+  Load(f.dv(b, t, h) + v, sum);
+  Load(from(b, t, h) + v, more);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) sum[e] += more[e];
+  Store(sum, f.dv(b, t, h) + v);
+}
+
+template <class Kernel, class... Args>
+void LaunchBlocks(CudaStream& stream, Kernel kernel, dim3 grid, int threads, int64_t shared,
+                  const Args&... args) {
+  CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared)),
+            "gated_delta");
+  kernel<<<grid, threads, shared, stream.handle()>>>(args...);
+  CheckLaunch("gated_delta");
+}
+
+// Calls f.template operator()<kK>() with the least width for which kernels are compiled.
+template <int... kWidths, class F>
+void DispatchWidth(int K, F&& f) {
+  bool done = false;
+  ((!done && K <= kWidths ? (f.template operator()<kWidths>(), done = true) : false), ...);
+}
+
+// Warps per block of the kernels that run through a sequence: as many as fit, since they share the
+// chunk's tiles, but fewer where heads are too few to occupy the device.
+int WarpsPerBlock(const CudaStream& stream, const Sizes& s, int most) {
+  const int blocks = s.V / 16;
+  for (int warps = std::min(most, blocks); warps > 1; --warps) {
+    if (blocks % warps == 0 && 2 * s.heads() * (blocks / warps) >= stream.multiprocessors())
+      return warps;
+  }
+  return 1;
+}
+
+}  // namespace
+
+void RunTensorCores(CudaStream& stream, const GatedDeltaFwd& op) {
+  const Forward<BF16> f(op);
+  const Chunks chunks = CutChunks(stream, f);
+  LaunchBlocks(stream, Prepare<false>, f.tiles(), kPrepareWarps * kWarp, PrepareBytes(f), f,
+               chunks);
+  DispatchWidth<32, 48, 64, 96, 128, 192, 256>(f.K, [&]<int kK>() {
+    const int warps = WarpsPerBlock(stream, f, kMostWarps<kK>);
+    LaunchBlocks(stream, Outputs<kK>, dim3(f.heads(), f.V / 16 / warps), warps * kWarp,
+                 2 * sizeof(Stage<kK>), f, chunks);
+  });
+}
+
+void RunTensorCores(CudaStream& stream, const GatedDeltaBwd& op) {
+  const Backward<BF16> f(op);
+  const Chunks chunks = CutChunks(stream, f);
+  LaunchBlocks(stream, Prepare<true>, f.tiles(), kPrepareWarps * kWarp, PrepareBytes(f), f, chunks);
+  DispatchWidth<32, 48, 64, 96, 128, 192, 256>(f.K, [&]<int kK>() {
+    const int warps = WarpsPerBlock(stream, f, kMostWarps<kK>);
+    LaunchBlocks(stream, StateGradients<kK>, dim3(f.heads(), f.V / 16 / warps), warps * kWarp,
+                 2 * sizeof(Stage<kK>), f, chunks);
+  });
+  DispatchWidth<32, 64, 96, 128>(std::min(f.K, 128), [&]<int kK>() {
+    LaunchBlocks(stream, KeyGradients<kK>, f.tiles(), kGradientWarps * kWarp,
+                 sizeof(GradientTiles<kK>), f, chunks);
+  });
+  if (f.add_dv) {
+    const int64_t packs = int64_t{f.B} * f.T * f.H * (f.V / 8);
+    LaunchBlocks(stream, AddRows, CeilDiv(packs, 256), 256, 0, f, chunks.dv);
+  }
+}
+
+}  // namespace weft::gated_delta
