@@ -204,17 +204,13 @@ void TimeOps(Stream& stream, const std::string& filter,
   AddAllOps(suite);
   std::vector<std::pair<const OpEntry*, const OpEntry::Case*>> cases;
   for (const OpEntry& entry : suite.entries()) {
-    const auto add = [&](const std::vector<OpEntry::Case>& more) {
-      for (const OpEntry::Case& c : more) {
-        if (std::regex_search(entry.name + "/" + c.label, wanted)) cases.push_back({&entry, &c});
-      }
-    };
-    add(entry.bench);
-    if (OnGpu(stream)) add(entry.gpu_bench);
+    for (const OpEntry::Case& c : OnGpu(stream) ? entry.gpu_bench : entry.bench) {
+      if (std::regex_search(entry.name + "/" + c.label, wanted)) cases.push_back({&entry, &c});
+    }
   }
   if (cases.empty()) {
     Fail(ExitCode::kUsage, "--filter: \"", filter,
-         "\" matches no case; they are named like \"matmul/4096_N128_K128\"");
+         "\" matches no case; they are named like \"matmul/4096_N50304_K768\"");
   }
   const Roofline roofline{
       std::visit([](auto& backend) { return CopyBytesPerSecond(backend); }, stream),

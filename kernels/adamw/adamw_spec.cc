@@ -35,6 +35,8 @@ void AddOp_adamw(OpSuite& suite) {
   law("n40000_decayed_20001", 40000, 20001, 7, false);
   spec.bench.push_back({"n1M", [](CaseMaker& m) { return Make(m, 1 << 20, 1 << 20, 9, true); }});
   spec.bench.push_back({"n16M", [](CaseMaker& m) { return Make(m, 16 << 20, 16 << 20, 9, true); }});
+  spec.gpu_bench.push_back(
+      {"n191M", [](CaseMaker& m) { return Make(m, 190'600'000, 190'600'000, 9, true); }});
   suite.Add(std::move(spec));
 }
 

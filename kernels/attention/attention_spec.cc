@@ -109,6 +109,14 @@ void AddOp_attention(OpSuite& suite) {
   bench("B16_T256_H4_K32", {16, 256, 256, 4, 4, 32, 32});
   bench("B8_T1024_H4_K64", {8, 1024, 1024, 4, 4, 64, 64});
   bench("documents_B8_T1024_H4_K64", {8, 1024, 1024, 4, 4, 64, 64}, 0, {100, 300, 17, 200});
+  const auto gpu_bench = [&](const char* label, Sizes s) {
+    spec.gpu_bench.push_back({label, [=](CaseMaker& make) { return Make(make, s); }});
+  };
+  gpu_bench("B32_T1024_H4_K64", {32, 1024, 1024, 4, 4, 64, 64});
+  gpu_bench("B16_T2048_H6_K128", {16, 2048, 2048, 6, 6, 128, 128});
+  gpu_bench("B4_T4096_H16_K128", {4, 4096, 4096, 16, 16, 128, 128});
+  gpu_bench("B8_T8192_H16_K128", {8, 8192, 8192, 16, 16, 128, 128});
+  gpu_bench("B4_T8192_H16_K64", {4, 8192, 8192, 16, 16, 64, 64});
   suite.Add(std::move(spec));
 }
 

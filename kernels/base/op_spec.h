@@ -324,8 +324,8 @@ struct OpSpec {
   std::function<void(const Fwd&)> reference_complex;  // left out when there is no backward
   std::vector<Case> laws = {};
   std::vector<Case> bf16_laws = {};  // of sizes that bf16 kernels take; left out: those of laws
-  std::vector<Case> bench = {};
-  std::vector<Case> gpu_bench = {};  // of sizes that keep a GPU busy
+  std::vector<Case> bench = {};      // of sizes for a CPU
+  std::vector<Case> gpu_bench = {};  // of the steps that a GPU is measured with
   double tolerance = 4;
   std::vector<std::string> free_dims = {};
 

@@ -45,6 +45,8 @@ void AddOp_cross_entropy(OpSuite& suite) {
   law("N2_V8200_z_denominator", 2, 8200, -1, 0.01, 3);
   spec.bench.push_back({"4096_V256", [](CaseMaker& m) { return Make(m, 4096, 256, -1, 0, 0); }});
   spec.bench.push_back({"8192_V256", [](CaseMaker& m) { return Make(m, 8192, 256, -1, 0, 0); }});
+  spec.gpu_bench.push_back(
+      {"4096_V50304", [](CaseMaker& m) { return Make(m, 4096, 50304, -1, 0, 0); }});
   suite.Add(std::move(spec));
 }
 

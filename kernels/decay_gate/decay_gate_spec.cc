@@ -38,6 +38,8 @@ void AddOp_decay_gate(OpSuite& suite) {
   };
   bench("B16_T256_H4", 16, 256, 4);
   bench("B8_T1024_H4", 8, 1024, 4);
+  spec.gpu_bench.push_back(
+      {"B16_T2048_H6", [](CaseMaker& make) { return Make(make, 16, 2048, 6, 1, 1); }});
   suite.Add(std::move(spec));
 }
 

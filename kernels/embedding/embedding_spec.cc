@@ -38,6 +38,8 @@ void AddOp_embedding(OpSuite& suite) {
       {"4096_V256_D128", [](CaseMaker& m) { return Make(m, 16, 256, 256, 128, 1); }});
   spec.bench.push_back(
       {"8192_V256_D256", [](CaseMaker& m) { return Make(m, 8, 1024, 256, 256, 1); }});
+  spec.gpu_bench.push_back(
+      {"B16_T2048_V50304_D768", [](CaseMaker& m) { return Make(m, 16, 2048, 50304, 768, 1); }});
   suite.Add(std::move(spec));
 }
 

@@ -33,6 +33,8 @@ void AddOp_gated_rms_norm(OpSuite& suite) {
   };
   bench("B16_T256_H4_V48", 16, 256, 4, 48);
   bench("B8_T1024_H4_V96", 8, 1024, 4, 96);
+  spec.gpu_bench.push_back(
+      {"B16_T2048_H6_V192", [](CaseMaker& make) { return Make(make, 16, 2048, 6, 192); }});
   suite.Add(std::move(spec));
 }
 

@@ -26,6 +26,7 @@ void AddOp_global_norm(OpSuite& suite) {
   law("n40000_off", 40000, 0);
   spec.bench.push_back({"n1M", [](CaseMaker& m) { return Make(m, 1 << 20, 1); }});
   spec.bench.push_back({"n16M", [](CaseMaker& m) { return Make(m, 16 << 20, 1); }});
+  spec.gpu_bench.push_back({"n191M", [](CaseMaker& m) { return Make(m, 190'600'000, 1); }});
   suite.Add(std::move(spec));
 }
 

@@ -45,6 +45,12 @@ void AddOp_qk_norm_rope(OpSuite& suite) {
   bench("full_rope_B16_T256_H4_K32", QkNorm::kFull, 16, 256, 4, 32);
   bench("full_rope_B8_T1024_H4_K64", QkNorm::kFull, 8, 1024, 4, 64);
   bench("head_rope_B8_T1024_H4_K64", QkNorm::kHead, 8, 1024, 4, 64);
+  const auto gpu_bench = [&](const char* label, QkNorm norm) {
+    spec.gpu_bench.push_back(
+        {label, [=](CaseMaker& make) { return Make(make, norm, 500000, 16, 2048, 6, 128); }});
+  };
+  gpu_bench("full_rope_B16_T2048_H6_K128", QkNorm::kFull);
+  gpu_bench("head_rope_B16_T2048_H6_K128", QkNorm::kHead);
   suite.Add(std::move(spec));
 }
 

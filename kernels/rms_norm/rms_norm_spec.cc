@@ -33,6 +33,11 @@ void AddOp_rms_norm(OpSuite& suite) {
       {"before_N4096_D128", [](CaseMaker& m) { return Make(m, Residual::kBefore, 16, 256, 128); }});
   spec.bench.push_back(
       {"before_N8192_D256", [](CaseMaker& m) { return Make(m, Residual::kBefore, 8, 1024, 256); }});
+  const auto gpu_bench = [&](const char* label, Residual mode) {
+    spec.gpu_bench.push_back({label, [=](CaseMaker& m) { return Make(m, mode, 16, 2048, 768); }});
+  };
+  gpu_bench("plain_B16_T2048_D768", Residual::kNone);
+  gpu_bench("before_B16_T2048_D768", Residual::kBefore);
   suite.Add(std::move(spec));
 }
 

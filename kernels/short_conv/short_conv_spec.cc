@@ -63,6 +63,10 @@ void AddOp_short_conv(OpSuite& suite) {
   };
   bench("B16_T256_C384", 16, 256, 384, {.norm_channels = 192, .norm_group = 24});
   bench("B8_T1024_C768", 8, 1024, 768, {.norm_channels = 384, .norm_group = 48});
+  spec.gpu_bench.push_back({"B16_T2048_C2304", [](CaseMaker& make) {
+                              return Make(make, 16, 2048, 2304, 4,
+                                          {.norm_channels = 1152, .norm_group = 96});
+                            }});
   suite.Add(std::move(spec));
 }
 

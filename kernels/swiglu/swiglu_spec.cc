@@ -26,6 +26,8 @@ void AddOp_swiglu(OpSuite& suite) {
   law("B2_T63_F300", 2, 63, 300);
   spec.bench.push_back({"4096_F512", [](CaseMaker& m) { return Make(m, 16, 256, 512); }});
   spec.bench.push_back({"8192_F1024", [](CaseMaker& m) { return Make(m, 8, 1024, 1024); }});
+  spec.gpu_bench.push_back(
+      {"B16_T2048_F3072", [](CaseMaker& m) { return Make(m, 16, 2048, 3072); }});
   suite.Add(std::move(spec));
 }
 
