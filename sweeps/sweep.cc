@@ -1,13 +1,12 @@
 #include "sweeps/sweep.h"
 
-#include <toml++/toml.h>
-
 #include <algorithm>
 #include <cctype>
 #include <filesystem>
 #include <map>
 #include <sstream>
 
+#include "arch/core/toml.h"
 #include "experiments/run/files.h"
 #include "kernels/base/check.h"
 

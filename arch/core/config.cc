@@ -2,7 +2,6 @@
 
 #define XXH_INLINE_ALL
 #include <fmt/format.h>
-#include <toml++/toml.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include <sstream>
 #include <type_traits>
 
+#include "arch/core/toml.h"
 #include "kernels/base/check.h"
 
 namespace weft {

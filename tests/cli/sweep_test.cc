@@ -617,9 +617,11 @@ TEST_F(SweepTest, ACellThatAsksTooOftenFails) {
 
 class SweepSignalTest : public SweepTest {
  protected:
-  SweepSignalTest() {
+  SweepSignalTest() { WriteStudy(8); }
+  void WriteStudy(int steps) const {
     Write("s.toml", std::string(kHead) + kVariants +
-                        "[axes]\nseed = [0, 1]\nfault.step_ms = [100]\ntrain.steps = [8]\n");
+                        "[axes]\nseed = [0, 1]\nfault.step_ms = [100]\ntrain.steps = [" +
+                        std::to_string(steps) + "]\n");
   }
   // Starts a sweep and waits until two cells have made a step.
   pid_t StartTwo() {
@@ -693,19 +695,23 @@ TEST_F(SweepSignalTest, InterruptionExitsWith130) {
 }
 
 TEST_F(SweepSignalTest, ACellThatAnotherProcessTrainsIsWaitedFor) {
-  const std::string command = "cd '" + root_ +
-                              "' && bin/weft-train base.toml --set study=s --set "
-                              "'model.pattern=[\"gated_delta\"]' --set seed=0 "
-                              "--set fault.step_ms=100 --set train.steps=8 &";
-  ASSERT_EQ(std::system(command.c_str()), 0);
+  Process other(root_, {root_ + "/bin/weft-train", "base.toml", "--set", "study=s", "--set",
+                        "model.pattern=[\"gated_delta\"]", "--set", "seed=0", "--set",
+                        "fault.step_ms=100", "--set", "train.steps=8"});
   ASSERT_TRUE(Within(20s, [&] { return RunsWithSteps() == 1; }));
-  const Output output = Call("run s.toml --jobs 8");
+  ASSERT_TRUE(other.Send(SIGSTOP));
+  const pid_t sweep = Start("run s.toml --jobs 8");
+  EXPECT_TRUE(
+      Within(60s, [&] { return Slurp(root_ + "/err.txt").find("[3/4]") != std::string::npos; }));
+  other.Send(SIGCONT);
+  const Output output = Finish(sweep);
   EXPECT_EQ(output.exit_code, 0) << output.err;
   EXPECT_NE(output.err.find("rnn/seed=0: done\n"), std::string::npos) << output.err;
   ExpectEveryStepOnce();
 }
 
 TEST_F(SweepSignalTest, TwoSweepsOfOneStudyAreRefused) {
+  WriteStudy(1000);  // so that no cell ends before it is stopped
   const pid_t pid = StartTwo();
   const Output second = Call("run s.toml --out runs");
   EXPECT_EQ(second.exit_code, 1);

@@ -214,6 +214,7 @@ TEST(Config, KeyGivenTwiceIsRefused) {
 
 TEST(Config, SyntaxErrorNamesTheLine) {
   EXPECT_EQ(ReadError("seed = 1\nflag = maybe").rfind("x.toml:2: not TOML: ", 0), 0u);
+  EXPECT_EQ(ReadError("[\n").rfind("x.toml:", 0), 0u);
   EXPECT_EQ(ReadError("seed = 99999999999999999999").rfind("x.toml:1: ", 0), 0u);
   EXPECT_EQ(ReadError("name = \"\xff\"").rfind("x.toml:1: ", 0), 0u);
 }

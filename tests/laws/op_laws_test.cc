@@ -242,11 +242,10 @@ class OpLaw : public testing::Test {
   const OpEntry::Case* case_;
 };
 
-// Leaked on purpose: gtest keeps pointers into it until the process ends.
 const bool kRegistered = [] {
-  auto* suite = new OpSuite;
-  AddAllOps(*suite);
-  for (const OpEntry& entry : suite->entries()) {
+  static OpSuite suite;  // gtest keeps pointers into it
+  AddAllOps(suite);
+  for (const OpEntry& entry : suite.entries()) {
     for (const OpEntry::Case& c : entry.laws) {
       testing::RegisterTest(entry.name.c_str(), c.label.c_str(), nullptr, nullptr, __FILE__,
                             __LINE__, [&entry, &c]() -> OpLaw* { return new OpLaw(&entry, &c); });
