@@ -617,9 +617,11 @@ TEST_F(SweepTest, ACellThatAsksTooOftenFails) {
 
 class SweepSignalTest : public SweepTest {
  protected:
-  SweepSignalTest() {
+  SweepSignalTest() { WriteStudy(8); }
+  void WriteStudy(int steps) const {
     Write("s.toml", std::string(kHead) + kVariants +
-                        "[axes]\nseed = [0, 1]\nfault.step_ms = [100]\ntrain.steps = [8]\n");
+                        "[axes]\nseed = [0, 1]\nfault.step_ms = [100]\ntrain.steps = [" +
+                        std::to_string(steps) + "]\n");
   }
   // Starts a sweep and waits until two cells have made a step.
   pid_t StartTwo() {
@@ -709,6 +711,7 @@ TEST_F(SweepSignalTest, ACellThatAnotherProcessTrainsIsWaitedFor) {
 }
 
 TEST_F(SweepSignalTest, TwoSweepsOfOneStudyAreRefused) {
+  WriteStudy(1000);  // so that no cell ends before it is stopped
   const pid_t pid = StartTwo();
   const Output second = Call("run s.toml --out runs");
   EXPECT_EQ(second.exit_code, 1);
