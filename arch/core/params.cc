@@ -89,13 +89,14 @@ void ParamRegistry::Allocate(Stream& stream, Arena& arena, DType dtype, bool tra
 void ParamRegistry::Initialise(Stream& stream, uint64_t seed) {
   std::vector<std::byte> host(static_cast<size_t>(values_.bytes()));
   const TensorView values(host.data(), values_.dtype(), {values_.dim(0)}, "parameters");
-  for (Param& p : params_) {
+  CpuStream(0).ParallelFor(static_cast<int64_t>(params_.size()), [&](int64_t k, Worker&) {
+    const Param& p = params_[static_cast<size_t>(k)];
     Rng rng(seed, Purpose::kInit, HashPath(p.path));
     DispatchReal(values.dtype(), [&]<class T>() {
       T* data = values.Data<T>() + (p.master.Data<T>() - values_.Data<T>());
       for (int64_t i = 0; i < p.size(); ++i) data[i] = static_cast<T>(p.init(rng));
     });
-  }
+  });
   Load(stream, values);
 }
 

@@ -293,6 +293,7 @@ void Trainer::Fill(Slot& slot) {
 }
 
 void Trainer::Begin(bool op_by_op) {
+  Check(!slots_.empty(), "a trainer that was made for evaluation cannot train");
   Check(!Full(), "a step is started while ", under_way_.size(), " are under way");
   Slot& slot = *slots_[next_slot_];
   Fill(slot);

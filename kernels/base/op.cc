@@ -31,6 +31,12 @@ void Copy(Stream& stream, const TensorView& to, const TensorView& from) {
   std::memcpy(to.data(), from.data(), static_cast<size_t>(from.bytes()));
 }
 
+std::string LastName(const std::string& signature) {
+  const size_t end = signature.find_first_of(";]", signature.find("Op = "));
+  const size_t begin = signature.find_last_of(": ", end - 1) + 1;
+  return signature.substr(begin, end - begin);
+}
+
 void Synchronize(Stream& stream) {
 #ifdef WEFT_CUDA
   if (auto* cuda = std::get_if<CudaStream>(&stream)) cuda->Synchronize();

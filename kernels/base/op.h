@@ -102,14 +102,11 @@ void Copy(Stream& stream, const TensorView& to, const TensorView& from);
 // Waits for everything that was launched.
 void Synchronize(Stream& stream);
 
-// "RmsNormFwd"
+// "RmsNormFwd", from "... [with Op = weft::RmsNormFwd]".
+std::string LastName(const std::string& signature);
 template <class Op>
 const char* NameOfOp() {
-  static const std::string name = [] {
-    const std::string text = __PRETTY_FUNCTION__;  // "... [with Op = weft::RmsNormFwd]"
-    const size_t begin = text.find("weft::", text.find("Op = ")) + 6;
-    return text.substr(begin, text.find_first_of(";]", begin) - begin);
-  }();
+  static const std::string name = LastName(__PRETTY_FUNCTION__);
   return name.c_str();
 }
 

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int v = lane * N; v < V; v += kLanes * N) Store<N>({}, out + v);
     return;
   }
-  const float scale = *dloss / *denominator, l = lse[n], weight = scale * (1 + 2 * z_loss * l);
+  const float scale = (dloss ? *dloss : 1) / *denominator, l = lse[n], weight = scale * (1 + 2 * z_loss * l);
   for (int first = lane * N; first < V; first += kAhead * kLanes * N) {
     Pack<T, N> ahead[kAhead];
 #pragma unroll
