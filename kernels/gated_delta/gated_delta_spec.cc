@@ -132,9 +132,7 @@ void AddOp_gated_delta(OpSuite& suite) {
   bench("B8_T1024_H4_K48_V96", {8, 1024, 4, 48, 96});
   bench("B16_T256_H4_K24_V48_packed", {16, 256, 4, 24, 48}, false, PackedRows(16, 256));
   bench("B1_T8192_H4_K24_V48", {1, 8192, 4, 24, 48});
-  spec.gpu_bench.push_back({"B16_T2048_H6_K96_V192", [](CaseMaker& make) {
-                              return Make(make, {16, 2048, 6, 96, 192}, 1, -0.1, false);
-                            }});
+  law(spec.gpu_bench, "B16_T2048_H6_K96_V192", {16, 2048, 6, 96, 192}, beta, weak, false);
   suite.Add(std::move(spec));
 }
 
