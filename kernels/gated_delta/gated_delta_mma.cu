@@ -23,9 +23,6 @@ struct alignas(16) Gates {
   float beta[kC];
   int segment[kC];  // number of boundaries up to token i
 
-  __device__ float Decay(int i, int j) const {  // for j <= i
-    return segment[i] == segment[j] ? __expf(log_sum[i] - log_sum[j]) : 0;
-  }
   __device__ float Whole() const { return from_start[kC - 1]; }
 };
 
@@ -103,6 +100,25 @@ __device__ void ScanGates(const Forward<BF16>& f, const Chunk& c, Gates& gates) 
   }
 }
 
+// decay(i, j) for j <= i, else 0: block (row, column) of 16 x 16 tokens.
+__device__ void Decays(const Gates& gates, int row, int column, Tile& decay) {
+  const int i0 = 16 * row + Lane() / 4, j0 = 16 * column + 2 * (Lane() % 4);
+  float log_sum[2];
+  int segment[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    log_sum[r] = gates.log_sum[i0 + 8 * r];
+    segment[r] = gates.segment[i0 + 8 * r];
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const int r = e % 4 / 2, i = i0 + 8 * r, j = j0 + 8 * (e / 4) + e % 2;
+    decay[e / 4][e % 4] = j <= i && gates.segment[j] == segment[r]
+                              ? __expf(log_sum[r] - gates.log_sum[j])
+                              : 0;
+  }
+}
+
 // Columns of a [16, 16] tile whose columns are tokens, times one number per token.
 __device__ float2 TokenPair(const float* x, int half) {
   return *reinterpret_cast<const float2*>(x + 8 * half + 2 * (Lane() % 4));
@@ -125,19 +141,36 @@ __device__ Fragment ScaleTokens(const Fragment& x, const float* by, float factor
   return scaled;
 }
 
+#ifndef SPLIT
+#define SPLIT 0
+#endif
+#if SPLIT >= 1
+using Part1 = SplitFragment;
+__device__ inline void Operand1(const Tile& x, SplitFragment& y) { y = Split(x); }
+#else
+using Part1 = Fragment;
+__device__ inline void Operand1(const Tile& x, Fragment& y) { y = Pack(x); }
+#endif
+#if SPLIT >= 2
+#define PACK2 Split
+#else
+#define PACK2 Pack
+#endif
 // R = V - from_start (K S), given K S; then U = M R. All of it transposed.
 __device__ void WrittenRows(Tile (&read)[kBlocks], const ColumnBlock (&v)[kBlocks],
                             const float* from_start, const BF16* m, Tile (&u)[kBlocks]) {
-  Fragment r[kBlocks];
+  Part1 r[kBlocks];
 #pragma unroll
   for (int t = 0; t < kBlocks; ++t) {
     const Fragment value = Transpose(v[t]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 s = TokenPair(from_start + 16 * t, i / 2), pair = UnpackPair(value.at[i]);
-      const float* part = &read[t][i / 2][i % 2 * 2];
-      r[t].at[i] = PackPair(pair.x - s.x * part[0], pair.y - s.y * part[1]);
+      float* part = &read[t][i / 2][i % 2 * 2];
+      part[0] = pair.x - s.x * part[0];
+      part[1] = pair.y - s.y * part[1];
     }
+    Operand1(read[t], r[t]);
   }
 #pragma unroll
   for (int i = 0; i < kBlocks; ++i) {
@@ -238,21 +271,26 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
   }
   // N = beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i
   const int64_t tile = int64_t{blockIdx.x} * kC * kC;
+  const float beta[2] = {s.gates.beta[16 * warp + lane / 4], s.gates.beta[16 * warp + lane / 4 + 8]};
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
     if (block > warp) break;
+    Tile decay;
+    Decays(s.gates, warp, block, decay);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      const int row = lane / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + lane % 4 * 2 + e % 2;
-      const int i = 16 * warp + row, j = 16 * block + column;
-      const float decay = j <= i ? s.gates.Decay(i, j) : 0;
-      float &n = kk[block][e / 4][e % 4], &p = qk[block][e / 4][e % 4];
-      n = j < i ? s.gates.beta[i] * decay * n : 0;
-      p *= f.scale * decay;
-      if (block == warp) s.diagonal[warp][row * 20 + column] = n;
+      kk[block][e / 4][e % 4] *= beta[e % 4 / 2] * decay[e / 4][e % 4];
+      qk[block][e / 4][e % 4] *= f.scale * decay[e / 4][e % 4];
     }
-    if (block < warp)
+    if (block < warp) {
       StoreTile(Split(kk[block]), s.m + 16 * warp * kLd + 16 * block, kLd, kSquare);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const int i = lane / 4 + e % 4 / 2 * 8, j = e / 4 * 8 + lane % 4 * 2 + e % 2;
+        s.diagonal[warp][i * 20 + j] = kk[block][e / 4][e % 4];
+      }
+    }
     const Fragment p = Pack(qk[block]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -392,6 +430,14 @@ struct StateColumns {
     }
   }
   // S^T += W^T X, where W^T [16, 16] belongs to the 16 tokens of X
+  __device__ void Write(const SplitFragment& w, const BF16* x) {
+#pragma unroll
+    for (int block = 0; block < kK / 16; ++block) {
+      const Fragment r = Right(x + 16 * block, Stage<kK>::kLdK);
+      Mma(at[block], w.low, r);
+      Mma(at[block], w.high, r);
+    }
+  }
   __device__ void Write(const Fragment& w, const BF16* x) {
 #pragma unroll
     for (int block = 0; block < kK / 16; ++block)
@@ -459,7 +505,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
 #pragma unroll
     for (int t = 0; t < kBlocks; ++t) {
       ScaleTokens(u[t], stage.to_end + 16 * t);
-      state.Write(Pack(u[t]), stage.k + 16 * t * Stage<kK>::kLdK);
+      state.Write(PACK2(u[t]), stage.k + 16 * t * Stage<kK>::kLdK);
     }
   }
   if (f.final_state) {
@@ -497,7 +543,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
     // dU = to_end (K dS) + P^T dY
     Tile sum[kBlocks] = {};
     dstate.Read(stage.k, sum);
-    Fragment dy[kBlocks], du[kBlocks];
+    Fragment dy[kBlocks]; Part1 du[kBlocks];
 #pragma unroll
     for (int t = 0; t < kBlocks; ++t) {
       dy[t] = Transpose(upstream[t]);
@@ -508,7 +554,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
 #pragma unroll
       for (int i = j; i < kBlocks; ++i)
         Mma(sum[j], dy[i], Right(stage.p + 16 * i * kLd + 16 * j, kLd));
-      du[j] = Pack(sum[j]);
+      Operand1(sum[j], du[j]);
     }
     // dV = M^T dU
     Tile dv[kBlocks] = {};
@@ -527,7 +573,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
       dstate.Write(ScaleTokens(dy[t], stage.from_start + 16 * t, f.scale),
                    stage.q + 16 * t * Stage<kK>::kLdK);
       ScaleTokens(dv[t], stage.from_start + 16 * t, -1);
-      dstate.Write(Pack(dv[t]), stage.k + 16 * t * Stage<kK>::kLdK);
+      dstate.Write(PACK2(dv[t]), stage.k + 16 * t * Stage<kK>::kLdK);
     }
   }
   if (f.dinitial) {
@@ -550,7 +596,7 @@ struct Step {
 template <int kK>
 struct alignas(16) GradientTiles {
   static constexpr int kLdK = kK + 8, kSides = kK / 32, kWarps = 4 * kSides;
-  static constexpr int kBlocksPerSm = kK <= 64 ? 2 : 1, kMostSlices = kK <= 64 ? 2 : 3;
+  static constexpr int kBlocksPerSm = kK <= 64 ? 2 : 1, kMostSlices = kK <= 64 ? 2 : 4;
   struct Part {
     Gates gates;
     BF16 k[kC * kLdK], q[kC * kLdK];
@@ -562,13 +608,13 @@ struct alignas(16) GradientTiles {
   Part parts[2];
   BF16 x[kSquare], y[kSquare];
   float dbeta[kC], dgate[kSides][kC], to_state[kSides][kC], across[kWarps];
-  Slice slices[2];  // or 3, which follow in memory
+  Slice slices[2];  // or more, which follow in memory
 
   static constexpr int64_t Bytes(int slices) {
     return sizeof(GradientTiles) + (slices - 2) * sizeof(Slice);
   }
-  __device__ void Copy(const Backward<BF16>& f, const Chunks& chunks, const Step& step) {
-    const Chunk c(f, step.tile);
+  __device__ void Copy(const Backward<BF16>& f, const Chunks& chunks, const Chunk& c,
+                       const Step& step) {
     const int width = min(kK, f.K - step.k0), columns = min(kSlice, f.V - step.v0);
     if (step.v0 == 0) {
       Part& part = parts[step.part];
@@ -631,28 +677,33 @@ __device__ void StoreRow(const Tile& tile, int row, BF16* to, bool there, bool a
 }
 
 // log_a_i decays what tokens from i on read of what was written before i: the sum of gradients from
-// i to the end of its segment. The last segment reaches into the state after the chunk.
+// i to the end of its segment. The last segment reaches into the state after the chunk. Four lanes
+// add up one token's.
 template <int kK>
 __device__ void GateGradients(const Backward<BF16>& f, const Chunk& c, const Gates& gates,
-                              const GradientTiles<kK>& s, int i) {
-  float after = 0, sum = 0;
-  for (const float across : s.across) after += across;
-  after *= gates.Whole();
-#pragma unroll 8
-  for (int j = 0; j < kC; ++j) {
-    float dgate = 0;
+                              const GradientTiles<kK>& s) {
+  for (int i = threadIdx.x / 4; i < kC; i += blockDim.x / 4) {
+    const int segment = gates.segment[i];
+    float after = 0, sum = 0;
+    for (int w = threadIdx.x % 4; w < s.kWarps; w += 4) after += s.across[w];
+    after *= gates.Whole();
 #pragma unroll
-    for (int side = 0; side < s.kSides; ++side) {
-      after += s.to_state[side][j];
-      dgate += s.dgate[side][j];
+    for (int j = threadIdx.x % 4; j < kC; j += 4) {
+      float dgate = 0;
+#pragma unroll
+      for (int side = 0; side < s.kSides; ++side) {
+        after += s.to_state[side][j];
+        dgate += s.dgate[side][j];
+      }
+      sum += j >= i && gates.segment[j] == segment ? dgate : 0;
     }
-    if (j >= i && gates.segment[j] == gates.segment[i]) sum += dgate;
+    sum = QuadSum(segment == gates.segment[kC - 1] ? sum + after : sum);
+    if (threadIdx.x % 4 != 0 || i >= c.count) continue;
+    const bool boundary = segment != (i > 0 ? gates.segment[i - 1] : 0);
+    const int t = c.begin + i;
+    PutFloat(*f.dlog_a(c.b, t, c.h), boundary ? 0 : sum, f.add_dlog_a);
+    PutFloat(*f.dbeta(c.b, t, c.h), s.dbeta[i] / gates.beta[i] / gates.beta[i], f.add_dbeta);
   }
-  if (gates.segment[i] == gates.segment[kC - 1]) sum += after;
-  const bool boundary = gates.segment[i] != (i > 0 ? gates.segment[i - 1] : 0);
-  const int t = c.begin + i;
-  PutFloat(*f.dlog_a(c.b, t, c.h), boundary ? 0 : sum, f.add_dlog_a);
-  PutFloat(*f.dbeta(c.b, t, c.h), s.dbeta[i] / gates.beta[i] / gates.beta[i], f.add_dbeta);
 }
 
 template <int kK>
@@ -667,7 +718,7 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
   const int strip = Warp() % 4, side = Warp() / 4, lane = Lane();
   const int rows[2] = {16 * strip + lane / 4, 16 * strip + lane / 4 + 8};
 
-  const auto advance = [&](Step& step) {
+  const auto advance = [&](Step& step, Chunk& c) {
     step.slice = step.slice + 1 < slices ? step.slice + 1 : 0;
     if ((step.v0 += kSlice) < f.V) return;
     step.v0 = 0;
@@ -675,24 +726,22 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
     if ((step.k0 += kK) < f.K) return;
     step.k0 = 0;
     step.tile += gridDim.x;
+    c = Chunk(f, step.tile);
   };
-  Step ahead{static_cast<int>(blockIdx.x)};
+  Step step{static_cast<int>(blockIdx.x)}, ahead = step;
+  Chunk c(f, step.tile), chunk_ahead = c;
   const auto copy_ahead = [&] {
-    if (ahead.tile < f.tiles()) s.Copy(f, chunks, ahead);
+    if (ahead.tile < f.tiles()) s.Copy(f, chunks, chunk_ahead, ahead);
     CommitCopies();
-    advance(ahead);
+    advance(ahead, chunk_ahead);
   };
   for (int i = 1; i < slices; ++i) copy_ahead();
 
   // x = dY U^T,  y = dV U^T,  dq = dY S^T,  write = U dS^T,  read = dV S^T
   Tile x[kPairs], y[kPairs], dq[kParts], write[kParts], read[kParts];
   float dgate[2], to_state[2], across;
-  for (Step step{static_cast<int>(blockIdx.x)}; step.tile < f.tiles(); advance(step)) {
-    if (slices > 2) {
-      WaitForCopies<1>();
-    } else {
-      WaitForCopies<0>();
-    }
+  for (; step.tile < f.tiles(); advance(step, c)) {
+    slices == 4 ? WaitForCopies<2>() : slices == 3 ? WaitForCopies<1>() : WaitForCopies<0>();
     __syncthreads();
     copy_ahead();
     if (step.v0 == 0) {
@@ -740,21 +789,21 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
     if (step.v0 + kSlice < f.V) continue;
 
     // x becomes scale decay dY U^T, y - decay dV U^T. Their diagonals: dbeta = <u, dv> / beta^2.
-    const Chunk c(f, step.tile);
     const auto& part = s.parts[step.part];
     const Gates& gates = part.gates;
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
       const int block = kSides * pair + side;
       if (block > strip) continue;
+      Tile decay;
+      Decays(gates, strip, block, decay);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const int i = rows[e % 4 / 2], j = 16 * block + 8 * (e / 4) + 2 * (lane % 4) + e % 2;
-        const float decay = j <= i ? gates.Decay(i, j) : 0;
         float &dx = x[pair][e / 4][e % 4], &dy = y[pair][e / 4][e % 4];
         if (j == i) s.dbeta[i] = dy;
-        dx *= f.scale * decay;
-        dy = j < i ? -decay * dy : 0;
+        dx *= f.scale * decay[e / 4][e % 4];
+        dy = j == i ? 0 : -decay[e / 4][e % 4] * dy;
       }
       StoreTile(Pack(x[pair]), s.x + 16 * strip * kLd + 16 * block, kLd);
       StoreTile(Pack(y[pair]), s.y + 16 * strip * kLd + 16 * block, kLd);
@@ -825,7 +874,7 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
     const float sum = WarpSum(across);
     if (lane == 0) s.across[Warp()] = sum;
     __syncthreads();
-    if (threadIdx.x < c.count) GateGradients(f, c, gates, s, threadIdx.x);
+    GateGradients(f, c, gates, s);
   }
 }
 
@@ -919,8 +968,8 @@ void RunTensorCores(CudaStream& stream, const GatedDeltaBwd& op) {
   DispatchWidth<32, 64, 96, 128>(std::min(f.K, 128), [&]<int kK>() {
     using Tiles = GradientTiles<kK>;
     // Of the keys only the next part is loaded ahead.
-    const bool more = f.V > kSlice && Tiles::Bytes(Tiles::kMostSlices) <= SharedLimit();
-    const int slices = more ? Tiles::kMostSlices : 2;
+    int slices = std::clamp(CeilDiv(f.V, kSlice) + 1, 2, Tiles::kMostSlices);
+    while (slices > 2 && Tiles::Bytes(slices) > SharedLimit()) --slices;
     const int blocks = std::min(f.tiles(), Tiles::kBlocksPerSm * stream.multiprocessors());
     LaunchBlocks(stream, KeyGradients<kK>, blocks, Tiles::kWarps * kWarp, Tiles::Bytes(slices), f,
                  chunks, slices);
