@@ -258,8 +258,7 @@ Var Model::Mlp(Context& c, Tape& tape, const Var& x, const Layer& layer) const {
     dhidden.accumulate = false;
     Launch(context.stream, MatmulBwd{product, dy, dhidden, {}});
     // The hidden layer again, where its gradient was.
-    Launch(context.stream,
-           SwigluBwd{{gate_up.x, memory}, memory, t.Written(gate_up.dx), memory});
+    Launch(context.stream, SwigluBwd{{gate_up.x, memory}, memory, t.Written(gate_up.dx), memory});
     Launch(context.stream, MatmulBwd{product, dy, {}, t.Written(down.dx)});
   });
   return y;

@@ -62,8 +62,8 @@ class Model {
   Model(const ModelConfig& config, const MixerConfigs& mixers);
   Model(const Model&) = delete;
 
-  // tokens i32 [B, T] -> logits [B, T, vocab]: decoding and tests. Training and evaluation never hold
-  // them all.
+  // tokens i32 [B, T] -> logits [B, T, vocab]: decoding and tests. Training and evaluation never
+  // hold them all.
   Var Logits(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
              ModelState* state = nullptr) const;
   // What a loss is made of and written to.
@@ -79,8 +79,8 @@ class Model {
   };
   // Allocates what a loss writes.
   static Loss NewLoss(Context& c, const TensorView& labels, const TensorView& denominator);
-  // The loss is written when this returns, or, when the tape records, by Tape::Backward: the head is
-  // the last op of the forward and the first of the backward, and both run over it in pieces, so
+  // The loss is written when this returns, or, when the tape records, by Tape::Backward: the head
+  // is the last op of the forward and the first of the backward, and both run over it in pieces, so
   // that logits and their gradients never exist as a whole.
   void LossOf(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
               const Loss& loss) const;
@@ -113,7 +113,7 @@ class Model {
     Var h, branch;
   };
   Var Norm(Context& c, Tape& tape, Residual& r, const Param& w) const;  // norm(h <- h + branch)
-  void Settle(Context& c, Tape& tape, Residual& r) const;  // h <- h + branch
+  void Settle(Context& c, Tape& tape, Residual& r) const;               // h <- h + branch
   void Post(Context& c, Tape& tape, Residual& r, const Var& out,
             const Param& w) const;  // h <- h + norm(out)
   // h and a branch that may still have to be added -> the same after the layer.

@@ -23,9 +23,9 @@ struct Param {
   std::string path;  // "blocks.3.mixer.qkv"
   std::vector<int64_t> shape;
   Init init;
-  bool decay;             // decoupled weight decay applies
-  Var var;                // value as the model reads it, and gradient
-  TensorView master;      // value as the optimiser keeps it; the memory of var.x unless that is bf16
+  bool decay;         // decoupled weight decay applies
+  Var var;            // value as the model reads it, and gradient
+  TensorView master;  // value as the optimiser keeps it; the memory of var.x unless that is bf16
   TensorView moments[2];  // AdamW's first and second moment; undefined outside training
   int64_t size() const;
 };
@@ -51,7 +51,9 @@ class ParamRegistry {
   std::deque<Param>& params() { return params_; }
   // [elements]; gaps between parameters hold zeros.
   const TensorView& values() const { return values_; }
-  const TensorView& copies() const { return copies_; }  // bf16; undefined where the model reads values
+  const TensorView& copies() const {
+    return copies_;
+  }  // bf16; undefined where the model reads values
   const TensorView& gradients() const { return gradients_; }
   const TensorView& moment(int i) const { return moments_[i]; }
   int64_t decayed() const { return decayed_; }  // elements [0, decayed) carry weight decay

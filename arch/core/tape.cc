@@ -33,8 +33,8 @@ class Gaps {
     return begin;
   }
   void Give(int64_t begin, int64_t bytes) {
-    auto after = std::find_if(free_.begin(), free_.end(),
-                              [&](const Gap& gap) { return gap.begin > begin; });
+    auto after =
+        std::find_if(free_.begin(), free_.end(), [&](const Gap& gap) { return gap.begin > begin; });
     after = free_.insert(after, {begin, bytes});
     if (after + 1 != free_.end() && begin + bytes == (after + 1)->begin) {
       after->bytes += (after + 1)->bytes;
@@ -71,8 +71,7 @@ Var Tape::NewVar(Context& c, DType dtype, const char* name, int rank, const int6
 }
 
 TensorView Tape::NewGradient(DType dtype, const char* name, int rank, const int64_t* shape) {
-  const uintptr_t begin = ranges_.empty() ? base_
-                                          : ranges_.back().begin + ranges_.back().bytes;
+  const uintptr_t begin = ranges_.empty() ? base_ : ranges_.back().begin + ranges_.back().bytes;
   const TensorView view(reinterpret_cast<void*>(begin), dtype, rank, shape, name);
   const uintptr_t bytes = (static_cast<uintptr_t>(view.bytes()) + kAlign - 1) / kAlign * kAlign;
   ranges_.push_back({begin, std::max(bytes, kAlign)});
@@ -212,8 +211,8 @@ int64_t Tape::PlanMemory() {
 void Tape::Backward(Context& c) {
   const int64_t bytes = PlanMemory();
   if (bytes > 0) {
-    memory_ = c.arena.Alloc(DType::kF32, {bytes / SizeOf(DType::kF32)}, "gradients")
-                  .Data<std::byte>();
+    memory_ =
+        c.arena.Alloc(DType::kF32, {bytes / SizeOf(DType::kF32)}, "gradients").Data<std::byte>();
   }
   for (auto op = ops_.rbegin(); op != ops_.rend(); ++op) op->run(c, *this);
   for (const auto& [address, gradient] : overwritten_) Zero(c.stream, gradient);

@@ -115,8 +115,8 @@ class Tape {
   // A gradient of the tape's own: a range of addresses that stand for it.
   struct Range {
     uintptr_t begin, bytes;
-    const void* shared = nullptr;  // another gradient whose memory it has
-    int64_t offset = -1;           // in the memory of all
+    const void* shared = nullptr;   // another gradient whose memory it has
+    int64_t offset = -1;            // in the memory of all
     int64_t first = -1, last = -1;  // recorded ops that use it
   };
   struct Collect {

@@ -7,8 +7,8 @@ namespace weft {
 
 // y = x w^T.  x [B, T, K], w [N, K] -> y [B, T, N].
 Var Linear(Context& c, Tape& tape, const Var& x, const Var& w, const char* name);
-// The same for a y that is used in parts: its rows begin at multiples of 16 elements, whatever N is,
-// so that kernels can read the parts in packs.
+// The same for a y that is used in parts: its rows begin at multiples of 16 elements, whatever N
+// is, so that kernels can read the parts in packs.
 Var LinearInParts(Context& c, Tape& tape, const Var& x, const Var& w, const char* name);
 
 // Splits the last dimension of a Var into (n, m).

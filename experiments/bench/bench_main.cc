@@ -68,8 +68,9 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
         {"tokens_per_s", Rounded(t.tokens_per_second)},
         {"gflop_per_s", Rounded(t.flops_per_token * t.tokens_per_second * 1e-9)},
         {"mfu", Rounded(t.mfu)},
-        {"mfu_formula", "FLOPs of products, attention, recurrence and convolution, counted from the "
-                        "ops of one step, per second / 989e12"},
+        {"mfu_formula",
+         "FLOPs of products, attention, recurrence and convolution, counted from the "
+         "ops of one step, per second / 989e12"},
         {"first_step_s", Rounded(t.first_step_seconds)},
         {"allocated_bytes", t.allocated_bytes},
         {"planned_bytes", t.planned_bytes},

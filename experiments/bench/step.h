@@ -10,9 +10,10 @@ namespace weft {
 
 struct StepTimes {
   std::string device;
-  double ms = 0;              // median over the steps, with nothing but steps under way
+  double ms = 0;  // median over the steps, with nothing but steps under way
   double tokens_per_second = 0;
-  double flops_per_token = 0;  // of products, attention, recurrence and convolution, counted from the ops
+  double flops_per_token =
+      0;  // of products, attention, recurrence and convolution, counted from the ops
   // MFU = flops_per_token tokens_per_second / 989e12, the dense bf16 rate of an H100; 0 on the CPU.
   double mfu = 0;
   double first_step_seconds = 0;  // from the start of the process to the end of the first step

@@ -14,7 +14,8 @@ namespace weft {
 class Batch {
  public:
   // In memory of its own, or in `memory` of Bytes(B, T), on the host or on a device.
-  Batch(int64_t B, int64_t T) : B_(B), T_(T), own_(new int32_t[static_cast<size_t>(3 * B * T + 4)]()) {
+  Batch(int64_t B, int64_t T)
+      : B_(B), T_(T), own_(new int32_t[static_cast<size_t>(3 * B * T + 4)]()) {
     data_ = own_.get();
   }
   Batch(int64_t B, int64_t T, void* memory) : B_(B), T_(T), data_(static_cast<int32_t*>(memory)) {}

@@ -113,7 +113,8 @@ void TextSource::Fill(int64_t index, const Row& row) const {
   for (int64_t t = 0; t < row.length; ++t) {
     row.tokens[t] = bytes[begin + t];
     row.doc_start[t] = static_cast<int32_t>(start);
-    const bool last = documents_ && next != part_.starts.end() && *next == begin + t + 1;  // of its document
+    const bool last =
+        documents_ && next != part_.starts.end() && *next == begin + t + 1;  // of its document
     row.labels[t] = last ? kIgnoreLabel : bytes[begin + t + 1];
     if (last) {
       start = t + 1;

@@ -49,8 +49,7 @@ Score Evaluator::OnText(const TextSource& source, int64_t length, int64_t rows) 
   return Mean(sums);
 }
 
-Model::Loss Evaluator::Pass(const Model& model, Context& c, const Batch& batch,
-                             int64_t rows) {
+Model::Loss Evaluator::Pass(const Model& model, Context& c, const Batch& batch, int64_t rows) {
   const Batch input(batch.B(), batch.T(),
                     c.arena.Alloc(DType::kI32, {batch.whole().dim(0)}, "batch").data());
   Copy(c.stream, input.whole(), batch.whole());

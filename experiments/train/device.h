@@ -12,7 +12,7 @@ namespace weft {
 
 struct Device {
   bool cuda = false;
-  std::string name;        // "cpu" or the GPU's
+  std::string name;           // "cpu" or the GPU's
   DType dtype = DType::kF32;  // of activations
 
   Memory memory() const { return cuda ? Memory::kDevice : Memory::kHost; }
@@ -20,8 +20,8 @@ struct Device {
   int64_t MemoryLimit() const;
 };
 
-// "auto" is the first GPU where there is one. "cuda" needs none before its stream is opened, so that
-// a run can be planned elsewhere. Error kUsage for bf16 on the CPU.
+// "auto" is the first GPU where there is one. "cuda" needs none before its stream is opened, so
+// that a run can be planned elsewhere. Error kUsage for bf16 on the CPU.
 Device ChooseDevice(const Experiment& e);
 // Error kUsage when the GPU is not there.
 std::unique_ptr<Stream> OpenStream(const Experiment& e, const Device& device);

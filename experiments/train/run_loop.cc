@@ -272,14 +272,12 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
     }
   };
   const auto show = [&](const Trainer::StepResult& r, bool line) {
-    const double rate =
-        static_cast<double>(r.step - first_step) * tokens_per_step / Seconds(start);
+    const double rate = static_cast<double>(r.step - first_step) * tokens_per_step / Seconds(start);
     const double left = static_cast<double>(e.train.steps - r.step) * tokens_per_step / rate;
     const std::string difficulty = e.task ? fmt::format("  difficulty {}", r.difficulty) : "";
-    const std::string text =
-        fmt::format("step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left",
-                    r.step, e.train.steps, difficulty, r.loss, rate,
-                    rate * flops_per_token * 1e-9, DurationText(left));
+    const std::string text = fmt::format(
+        "step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left", r.step,
+        e.train.steps, difficulty, r.loss, rate, rate * flops_per_token * 1e-9, DurationText(left));
     // Not fmt: it throws when stderr is gone, and a run outlives its terminal.
     if (terminal) std::fprintf(stderr, "\r\033[K%s", text.c_str());
     if (line) {
@@ -297,15 +295,16 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
     status(RunState::kRunning, ExitCode::kOk, "");
     auto last_result = start;
     const auto record = [&](const Trainer::StepResult& r) {
-      run.journal().Append("train", {{"step", r.step},
-                                     {"tokens", r.step * e.train.batch * e.train.length},
-                                     {"labels", r.labels},
-                                     {"loss", r.loss},
-                                     {"grad_norm", r.grad_norm},
-                                     {"lr", r.lr},
-                                     {"difficulty", r.difficulty},
-                                     {"seconds", seconds_before + Seconds(start)},
-                                     {"tokens_per_second", tokens_per_step / Seconds(last_result)}});
+      run.journal().Append("train",
+                           {{"step", r.step},
+                            {"tokens", r.step * e.train.batch * e.train.length},
+                            {"labels", r.labels},
+                            {"loss", r.loss},
+                            {"grad_norm", r.grad_norm},
+                            {"lr", r.lr},
+                            {"difficulty", r.difficulty},
+                            {"seconds", seconds_before + Seconds(start)},
+                            {"tokens_per_second", tokens_per_step / Seconds(last_result)}});
       last_result = Clock::now();
       const bool log = r.step == e.train.steps || r.step % e.train.log_every == 0;
       if (log || (terminal && Seconds(shown) > kProgressSeconds)) show(r, log);
@@ -317,8 +316,8 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
       const int signal = stop_signal;
       const bool last = step == e.train.steps;
       const bool evaluates = last || (e.eval.every > 0 && step % e.eval.every == 0);
-      const bool saves = last || signal ||
-                         (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0);
+      const bool saves =
+          last || signal || (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0);
       const bool snapshots = Seconds(snapshot) > kSnapshotSeconds;
       // What looks at the state after this step waits until no step is under way.
       const bool drain = evaluates || saves || snapshots;

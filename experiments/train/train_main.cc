@@ -113,7 +113,8 @@ int Main(CLI::App& app, int argc, char** argv) {
   const std::unique_ptr<Stream> stream = OpenStream(*e, device);
 
   const StopSignals signals;
-  Trainer trainer(*e, device, *stream);  // before the directory: what cannot start leaves nothing behind
+  Trainer trainer(*e, device,
+                  *stream);  // before the directory: what cannot start leaves nothing behind
   if (!resume.empty()) {
     RunDirectory run = RunDirectory::Open(resume);
     const double seconds = RestoreCheckpoint(run, trainer);

@@ -96,14 +96,12 @@ PassCost PlanPass(const Model& model, Evaluator::Shape shape, DType dtype, bool 
   }
   Arena activations(Arena::Mode::kPlan, 0), inputs(Arena::Mode::kPlan, 0);
   Stream stream(std::in_place_type<PlanStream>);
-  const Batch batch(shape.rows, shape.length,
-                    inputs.Alloc(DType::kI32, {1}, "batch").data());
+  const Batch batch(shape.rows, shape.length, inputs.Alloc(DType::kI32, {1}, "batch").data());
   Context c{stream, activations, dtype};
   try {
     if (recording) {
       Tape tape(true);
-      const Model::Loss loss =
-          Model::NewLoss(c, batch.labels(0, shape.rows), batch.denominator());
+      const Model::Loss loss = Model::NewLoss(c, batch.labels(0, shape.rows), batch.denominator());
       model.LossOf(c, tape, batch.tokens(0, shape.rows), batch.documents(0, shape.rows), loss);
       tape.Backward(c);
     } else {
@@ -227,8 +225,8 @@ Trainer::~Trainer() {
 }
 
 int64_t Trainer::allocated_bytes() const {
-  int64_t bytes = parameters_->capacity() + activations_->capacity() +
-                  (inputs_ ? inputs_->capacity() : 0);
+  int64_t bytes =
+      parameters_->capacity() + activations_->capacity() + (inputs_ ? inputs_->capacity() : 0);
 #ifdef WEFT_CUDA
   if (device_.cuda) bytes += std::get<CudaStream>(stream_).scratch_bytes();
 #endif

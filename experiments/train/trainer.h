@@ -46,9 +46,9 @@ class Trainer {
     int64_t labels;
     int64_t difficulty;  // 0 for text
   };
-  // On a GPU, steps are started ahead of their results: Start begins the next step, Finish gives the
-  // result of the oldest that is under way, or nothing if there is none or, without `wait`, if it is
-  // not done. No more steps than fit may be under way: while Full(), finish one first.
+  // On a GPU, steps are started ahead of their results: Start begins the next step, Finish gives
+  // the result of the oldest that is under way, or nothing if there is none or, without `wait`, if
+  // it is not done. No more steps than fit may be under way: while Full(), finish one first.
   void Start() { Begin(/*op_by_op=*/false); }
   std::optional<StepResult> Finish(bool wait);
   bool Full() const { return under_way_.size() >= ahead_; }
@@ -65,8 +65,8 @@ class Trainer {
   };
   std::vector<Evaluation> Evaluate();
 
-  // What a checkpoint holds beside the parameters and moments. All of it is plain numbers. It counts
-  // the steps that were started.
+  // What a checkpoint holds beside the parameters and moments. All of it is plain numbers. It
+  // counts the steps that were started.
   struct Progress {
     int64_t step = 0;  // optimiser steps
     int64_t rows = 0;  // rows of data used

@@ -14,6 +14,8 @@ void AddOp_add(OpSuite& suite) {
   };
   spec.laws.push_back({"B2_T3_D17", make(2, 3, 17)});
   spec.laws.push_back({"B1_T65_D1", make(1, 65, 1)});
+  spec.laws.push_back({"B3_T41_D48", make(3, 41, 48)});
+  spec.laws.push_back({"T3_D2064", make(1, 3, 2064)});
   spec.bench.push_back({"N4096_D128", make(16, 256, 128)});
   spec.gpu_bench.push_back({"B16_T2048_D768", make(16, 2048, 768)});
   suite.Add(std::move(spec));

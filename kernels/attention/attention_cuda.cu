@@ -170,8 +170,9 @@ __global__ void __launch_bounds__(kThreads)
 // The backward of one tile: weights and the gradients of scores, both before the scale. `see` says
 // whether the query at (i, j) sees the key there, `query` which query that is.
 template <class T, class See, class Query>
-__device__ void Gradients(const Backward<T>& p, const float* lse, const float* delta, See&& see,
-                          Query&& query, Tile& s, Tile& ds) {
+__device__ void Gradients(const Backward<T>& p, int b, int h, See&& see, Query&& query, Tile& s,
+                          Tile& ds) {
+  const float *lse = p.Lse(b, h), *delta = p.Delta(b, h);
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) {
       const bool seen = see(i, j);
@@ -196,7 +197,6 @@ __global__ void __launch_bounds__(kThreads)
   const auto dy = HeadOf(p.dy, b, h, p.Tq, p.V).From(begin);
   const auto k = HeadOf(p.k, b, h / p.group, p.Tk, p.K);
   const auto v = HeadOf(p.v, b, h / p.group, p.Tk, p.V);
-  const float *lse = p.Lse(b, h), *delta = p.rows.delta + head * p.rows.padded;
 
   Tile dq = {};
   const KeyRange keys(visible, begin, last, kTile);
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads)
       const int at = key + me.Column(j), from = query(i, j);
       return from <= last && visible.First(from) <= at && at <= visible.Last(from);
     };
-    Gradients(p, lse, delta, see, query, s, ds);
+    Gradients(p, b, h, see, query, s, ds);
     Times<T>(shared, ds, k.From(key), column, dq);
   }
   const auto to = HeadOf(p.dq, b, h, p.Tq, p.K).From(begin);
@@ -232,13 +232,12 @@ __global__ void __launch_bounds__(kThreads)
   const auto k = HeadOf(p.k, b, g, p.Tk, p.K).From(begin);
   const auto v = HeadOf(p.v, b, g, p.Tk, p.V).From(begin);
   const int first = max(0, begin - visible.offset) / kTile * kTile;
-  const int last = p.rows.last_query[b * order.tiles + tile];
+  const int last = p.prepared.last_query[b * order.tiles + tile];
 
   Tile dk = {}, dv = {};
   for (int h = g * p.group; h < (g + 1) * p.group; ++h) {
     const auto q = HeadOf(p.q, b, h, p.Tq, p.K);
     const auto dy = HeadOf(p.dy, b, h, p.Tq, p.V);
-    const float *lse = p.Lse(b, h), *delta = p.rows.delta + (b * p.H + h) * p.rows.padded;
     for (int i0 = first; i0 <= last; i0 += kTile) {
       Tile s, ds;
       Dot<T>(shared, k, q.From(i0), s);
@@ -248,7 +247,7 @@ __global__ void __launch_bounds__(kThreads)
         const int at = begin + me.Row(i), from = query(i, j);
         return from <= last && visible.First(from) <= at && at <= visible.Last(from);
       };
-      Gradients(p, lse, delta, see, query, s, ds);
+      Gradients(p, b, h, see, query, s, ds);
       if (column < p.V) Times<T>(shared, s, dy.From(i0), column, dv);
       if (column < p.K) Times<T>(shared, ds, q.From(i0), column, dk);
     }
@@ -263,50 +262,54 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One warp for kRows consecutive queries of a head; the heads of a query are neighbours in memory.
+// `lanes` lanes of a warp, a power of two, hold a row, and a warp takes kRows times as many rows of
+// a head as it can hold. The heads of a query are neighbours in memory, so warps are too.
 constexpr int kRows = 4;
 
-template <class T, int kPackSize>
+template <class T, int kN>
 __global__ void __launch_bounds__(kThreads)
-    Prepare(const __grid_constant__ Backward<T> p, int key_tile) {
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    Prepare(const __grid_constant__ Backward<T> p, int key_tile, int lanes) {
+  const int thread = blockIdx.x * kThreads + threadIdx.x;
   const int key_tiles = (p.Tk + key_tile - 1) / key_tile;
-  if (thread < static_cast<int64_t>(p.B) * key_tiles) {
-    const int b = static_cast<int>(thread / key_tiles), tile = static_cast<int>(thread % key_tiles);
-    const int key = min((tile + 1) * key_tile, p.Tk) - 1;
-    const Visible visible = p.Of(b);
+  if (thread < 2) p.prepared.taken[thread] = 0;
+  if (thread < p.B * key_tiles) {
+    const int key = min((thread % key_tiles + 1) * key_tile, p.Tk) - 1;
+    const Visible visible = p.Of(thread / key_tiles);
     int low = -1, high = p.Tq;  // `low` sees `key` or an earlier one, `high` does not
     while (high - low > 1) {
       const int middle = (low + high) / 2;
       (visible.First(middle) <= key ? low : high) = middle;
     }
-    p.rows.last_query[thread] = low;
+    p.prepared.last_query[thread] = low;
   }
-  const int64_t warp = thread / kWarp;
-  const int lane = threadIdx.x % kWarp, h = static_cast<int>(warp % p.H);
-  const int64_t groups = p.rows.padded / kRows, b = warp / p.H / groups;
+  const int warp = thread / kWarp, lane = threadIdx.x % kWarp, h = warp % p.H;
+  const int at_once = kWarp / lanes,
+            groups = static_cast<int>(p.prepared.padded) / (kRows * at_once);
+  const int b = warp / p.H / groups, begin = warp / p.H % groups * kRows * at_once + lane / lanes;
   if (b >= p.B) return;
-  const int begin = static_cast<int>(warp / p.H % groups) * kRows;
   const T *y = p.y.Head(b, h), *dy = p.dy.Head(b, h);
   float delta[kRows] = {};
-  for (int c = lane * kPackSize; c < p.V; c += kWarp * kPackSize) {
+  for (int c = lane % lanes * kN; c < p.V; c += lanes * kN) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int64_t i = begin + r;
+      const int i = begin + r * at_once;
       if (i >= p.Tq) continue;
-      float left[kPackSize], right[kPackSize];
-      Load<kPackSize>(y + i * p.y.time + c, left);
-      Load<kPackSize>(dy + i * p.dy.time + c, right);
+      float left[kN], right[kN];
+      Load<kN>(y + i * p.y.time + c, left);
+      Load<kN>(dy + i * p.dy.time + c, right);
 #pragma unroll
-      for (int e = 0; e < kPackSize; ++e) delta[r] = fmaf(left[e], right[e], delta[r]);
+      for (int e = 0; e < kN; ++e) delta[r] = fmaf(left[e], right[e], delta[r]);
     }
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const float sum = WarpSum(delta[r]);
-    const int64_t i = begin + r, at = (b * p.H + h) * p.rows.padded + i;
-    if (lane == 0) p.rows.delta[at] = sum;
-    if (lane == 1) p.rows.lse2[at] = i < p.Tq ? kLog2E * p.Lse(b, h)[i] : INFINITY;
+    for (int offset = lanes / 2; offset > 0; offset /= 2)
+      delta[r] += __shfl_xor_sync(~0u, delta[r], offset);
+    if (lane % lanes != 0) continue;
+    const int i = begin + r * at_once;
+    const int64_t at = p.Row(b, h) + i;
+    p.prepared.shift[at] = i < p.Tq ? p.Lse(b, h)[i] / p.scale : INFINITY;
+    p.prepared.delta[at] = delta[r];
   }
 }
 
@@ -317,24 +320,26 @@ AttentionRows PrepareBackward(CudaStream& stream, const AttentionBwd& op, int ke
   using namespace attention;
   const int64_t heads = op.fwd.q.dim(0) * op.fwd.q.dim(2);
   const int64_t key_tiles = CeilDiv(op.fwd.k.dim(1), key_tile) * op.fwd.q.dim(0);
-  AttentionRows rows;
-  rows.padded = CeilDiv(op.fwd.q.dim(1), kRowPad) * int64_t{kRowPad};
-  rows.lse2 = static_cast<float*>(
-      stream.Scratch((2 * heads * rows.padded + key_tiles) * static_cast<int64_t>(sizeof(float))));
-  rows.delta = rows.lse2 + heads * rows.padded;
-  rows.last_query = reinterpret_cast<int*>(rows.delta + heads * rows.padded);
-  const int blocks =
-      CeilDiv(std::max(heads * rows.padded / kRows * kWarp, key_tiles), attention::kThreads);
+  AttentionRows prepared;
+  prepared.padded = CeilDiv(op.fwd.q.dim(1), kRowPad) * int64_t{kRowPad};
+  const int64_t rows = heads * prepared.padded;
+  prepared.shift = static_cast<float*>(
+      stream.Scratch((2 * rows + key_tiles + 2) * static_cast<int64_t>(sizeof(float))));
+  prepared.delta = prepared.shift + rows;
+  prepared.last_query = reinterpret_cast<int*>(prepared.delta + rows);
+  prepared.taken = prepared.last_query + key_tiles;
   DispatchCuda(op.fwd.q.dtype(), [&]<class T> {
-    const Backward<T> p(op, rows);
-    if (Packable<T>(op.fwd.y, 4) && Packable<T>(op.dy, 4)) {
-      Prepare<T, 4><<<blocks, attention::kThreads, 0, stream.handle()>>>(p, key_tile);
-    } else {
-      Prepare<T, 1><<<blocks, attention::kThreads, 0, stream.handle()>>>(p, key_tile);
-    }
+    const Backward<T> p(op, prepared);
+    const bool packs = Packable<T>(op.fwd.y, kPack<T>) && Packable<T>(op.dy, kPack<T>);
+    int lanes = 1;
+    while (lanes < kWarp && lanes * (packs ? kPack<T> : 1) < p.V) lanes *= 2;
+    const int64_t threads = std::max(rows / kRows * lanes, key_tiles);
+    const auto kernel = packs ? Prepare<T, kPack<T>> : Prepare<T, 1>;
+    kernel<<<CeilDiv(threads, attention::kThreads), attention::kThreads, 0, stream.handle()>>>(
+        p, key_tile, lanes);
   });
   CheckLaunch("attention");
-  return rows;
+  return prepared;
 }
 
 namespace {
@@ -367,6 +372,7 @@ void Choose(CudaStream& stream, const Op& op, DType dtype) {
 #ifdef WEFT_CUDNN
   if (CudnnAttention(stream, op)) return;
 #endif
+  if (HopperAttention(stream, op)) return;
   if (TensorCoreAttention(stream, op)) return;
   DispatchCuda(dtype, [&]<class T> { RunPlain<T>(stream, op); });
   CheckLaunch("attention");

@@ -71,17 +71,12 @@ __device__ inline void MultiplyAdd(float (&c)[4], const uint32_t (&a)[4], uint32
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// s = A B^T of this warp's 16 rows of A and kN rows of B.
+// s += A B^T of this warp's 16 rows of A and kN rows of B.
 template <int kN, int kD>
 __device__ inline void Dot(const BF16* a, const BF16* b, float (&s)[kN / 8][4]) {
   const int lane = threadIdx.x % kWarp;
   a += (lane % 16) * kStride<kD> + lane / 16 * 8;
   b += (lane % 8 + lane / 16 * 8) * kStride<kD> + lane / 8 % 2 * 8;
-#pragma unroll
-  for (int j = 0; j < kN / 8; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) s[j][e] = 0;
-  }
 #pragma unroll
   for (int d = 0; d < kD; d += 16) {
     uint32_t left[4];
@@ -163,12 +158,12 @@ __global__ void __launch_bounds__(kThreads)
     } else {
       WaitAndSync<0>();
     }
-    float s[kN / 8][4], shrink[2];
+    float s[kN / 8][4] = {}, shrink[2];
     Dot<kN, kD>(q_rows + me.row / 16 * 16 * kStride<kD>, k_rows + stage * kTile, s);
     if (key < inner_first || key + kN - 1 > inner_last)
       MaskKeys<kN>(s, key + me.column, see.first, see.last);
     softmax.Add<kN>(s, p.scale * kLog2E, shrink);
-    ScaleRows<kD>(y, shrink);
+    RescaleRows<kD>(y, shrink);
     Times<kN, kD>(s, v_rows + stage * kTile, y);
     __syncthreads();
   }
@@ -208,12 +203,10 @@ __global__ void __launch_bounds__(kThreads)
   LoadRows<kRows, kD>(q_rows, p.q.Head(b, h), p.q.time, begin, p.Tq, p.K);
   LoadRows<kRows, kD>(dy_rows, p.dy.Head(b, h), p.dy.time, begin, p.Tq, p.V);
   load(keys.begin, 0);
-  float lse2[2], delta[2];
-  for (int r = 0; r < 2; ++r) {
-    const int64_t at = head * p.rows.padded + begin + me.row + 8 * r;
-    lse2[r] = p.rows.lse2[at];
-    delta[r] = p.rows.delta[at];
-  }
+  const float* of_shift = p.Shift(b, h) + begin + me.row;
+  const float* of_delta = p.Delta(b, h) + begin + me.row;
+  const float shift[2] = {scale2 * of_shift[0], scale2 * of_shift[8]};
+  const float delta[2] = {of_delta[0], of_delta[8]};
   float dq[kD / 8][4] = {};
   for (int key = keys.begin, stage = 0; key < keys.end; key += kN, stage ^= 1) {
     if (key + kN < keys.end) {
@@ -223,7 +216,7 @@ __global__ void __launch_bounds__(kThreads)
       WaitAndSync<0>();
     }
     const int warp_row = me.row / 16 * 16 * kStride<kD>;
-    float s[kN / 8][4], ds[kN / 8][4];
+    float s[kN / 8][4] = {}, ds[kN / 8][4] = {};
     Dot<kN, kD>(q_rows + warp_row, k_rows + stage * kTile, s);
     Dot<kN, kD>(dy_rows + warp_row, v_rows + stage * kTile, ds);
     if (key < inner_first || key + kN - 1 > inner_last)
@@ -232,7 +225,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        ds[j][e] = Exp2(fmaf(s[j][e], scale2, -lse2[e / 2])) * (ds[j][e] - delta[e / 2]);
+        ds[j][e] = Exp2(fmaf(s[j][e], scale2, -shift[e / 2])) * (ds[j][e] - delta[e / 2]);
     }
     Times<kN, kD>(ds, k_rows + stage * kTile, dq);
     __syncthreads();
@@ -256,7 +249,7 @@ __global__ void __launch_bounds__(kThreads)
   const int begin = tile * kRows;
   const Visible visible = p.Of(b);
   const int first = max(0, begin - visible.offset) / kN * kN;
-  const int last = p.rows.last_query[b * order.tiles + tile];
+  const int last = p.prepared.last_query[b * order.tiles + tile];
   const int steps = last < first ? 0 : (last - first) / kN + 1;  // of one query head
   const Lane me;
   const float scale2 = p.scale * kLog2E;
@@ -279,8 +272,9 @@ __global__ void __launch_bounds__(kThreads)
       WaitAndSync<0>();
     }
     const int query = first + step % steps * kN, warp_row = me.row / 16 * 16 * kStride<kD>;
-    const int64_t row = (b * p.H + g * p.group + step / steps) * p.rows.padded + query + me.column;
+    const int h = g * p.group + step / steps;
     float s[kN / 8][4];
+    StartAtMinus<kN>(p.Shift(b, h) + query + me.column, s);
     Dot<kN, kD>(k_rows + warp_row, q_rows + stage * kTile, s);
     if (begin + kRows - 1 > visible.Last(query) ||
         begin < visible.First(min(query + kN, p.Tq) - 1)) {
@@ -288,19 +282,18 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
     for (int j = 0; j < kN / 8; ++j) {
-      const float2 lse2 = *reinterpret_cast<const float2*>(p.rows.lse2 + row + 8 * j);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) s[j][e] = Exp2(fmaf(s[j][e], scale2, -(e % 2 ? lse2.y : lse2.x)));
+      for (int e = 0; e < 4; ++e) s[j][e] = Exp2(scale2 * s[j][e]);
     }
     if constexpr (kDv) Times<kN, kD>(s, dy_rows + stage * kTile, dv);
     if constexpr (kDk) {
       float ds[kN / 8][4];
+      StartAtMinus<kN>(p.Delta(b, h) + query + me.column, ds);
       Dot<kN, kD>(v_rows + warp_row, dy_rows + stage * kTile, ds);
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) {
-        const float2 delta = *reinterpret_cast<const float2*>(p.rows.delta + row + 8 * j);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) ds[j][e] = s[j][e] * (ds[j][e] - (e % 2 ? delta.y : delta.x));
+        for (int e = 0; e < 4; ++e) ds[j][e] *= s[j][e];
       }
       Times<kN, kD>(ds, q_rows + stage * kTile, dk);
     }
@@ -316,8 +309,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class P>
-void Start(void (*kernel)(P, Order), CudaStream& stream, const P& p, const Order& order,
-           int shared_rows, int stride) {
+void Run(void (*kernel)(P, Order), CudaStream& stream, const P& p, const Order& order,
+         int shared_rows, int stride) {
   const int bytes = shared_rows * stride * static_cast<int>(sizeof(BF16));
   CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
             "attention");
@@ -334,7 +327,7 @@ template <int kD>
 void Launch(CudaStream& stream, const AttentionFwd& op) {
   const Forward<BF16> p(op);
   const Order order(CeilDiv(p.Tq, kRows), p.B * p.H, HeadBytes(p, p.Tk, 1) / p.group);
-  Start(MmaForward<kD>, stream, p, order, kRows + 4 * kStream<kD>, kStride<kD>);
+  Run(MmaForward<kD>, stream, p, order, kRows + 4 * kStream<kD>, kStride<kD>);
 }
 
 template <int kD>
@@ -343,13 +336,13 @@ void Launch(CudaStream& stream, const AttentionBwd& op) {
   const Backward<BF16> p(op, PrepareBackward(stream, op, kRows));
   const Order keys(CeilDiv(p.Tk, kRows), p.B * p.Hkv, HeadBytes(p, p.Tq, p.group));
   if constexpr (kTogether<kD>) {
-    Start(MmaKeys<kD, true, true>, stream, p, keys, kSharedRows, kStride<kD>);
+    Run(MmaKeys<kD, true, true>, stream, p, keys, kSharedRows, kStride<kD>);
   } else {
-    Start(MmaKeys<kD, true, false>, stream, p, keys, kSharedRows, kStride<kD>);
-    Start(MmaKeys<kD, false, true>, stream, p, keys, kSharedRows, kStride<kD>);
+    Run(MmaKeys<kD, true, false>, stream, p, keys, kSharedRows, kStride<kD>);
+    Run(MmaKeys<kD, false, true>, stream, p, keys, kSharedRows, kStride<kD>);
   }
   const Order queries(CeilDiv(p.Tq, kRows), p.B * p.H, HeadBytes(p, p.Tk, 1) / p.group);
-  Start(MmaQueries<kD>, stream, p, queries, kSharedRows, kStride<kD>);
+  Run(MmaQueries<kD>, stream, p, queries, kSharedRows, kStride<kD>);
 }
 
 template <class Op>

@@ -85,9 +85,9 @@ struct Backward : Forward<T> {
   Rows<const T> dy;
   Rows<T> dq, dk, dv;
   bool add_dq, add_dk, add_dv;
-  AttentionRows rows;
+  AttentionRows prepared;
 
-  Backward(const AttentionBwd& o, const AttentionRows& prepared)
+  Backward(const AttentionBwd& o, const AttentionRows& rows)
       : Forward<T>(o.fwd),
         dy(o.dy),
         dq(o.dq),
@@ -96,7 +96,10 @@ struct Backward : Forward<T> {
         add_dq(o.dq.accumulate),
         add_dk(o.dk.accumulate),
         add_dv(o.dv.accumulate),
-        rows(prepared) {}
+        prepared(rows) {}
+  __device__ const float* Shift(int b, int h) const { return prepared.shift + Row(b, h); }
+  __device__ const float* Delta(int b, int h) const { return prepared.delta + Row(b, h); }
+  __device__ int64_t Row(int b, int h) const { return (b * this->H + h) * prepared.padded; }
 };
 
 // Whether all tensors can be read and written in packs of 16 bytes.
@@ -110,29 +113,34 @@ inline bool Aligned(const AttentionBwd& o) {
 }
 
 // Blocks start in this order: a few heads at a time, so that what their tiles read again stays in
-// the L2 cache, and all first tiles before all second ones.
+// the L2 cache, and of these all first tiles before all second ones. If the heads do not come out
+// even, the small section is the first: short tiles of many heads are what fills a device to the
+// end.
 struct Order {
-  int tiles, heads, together;
+  int tiles, heads, together, missing;
 
   Order(int tile_count, int head_count, int64_t bytes_per_head)
       : tiles(tile_count),
         heads(head_count),
         together(static_cast<int>(
-            std::clamp<int64_t>((24 << 20) / std::max<int64_t>(1, bytes_per_head), 1, heads))) {}
-  int blocks() const { return tiles * heads; }
+            std::clamp<int64_t>((32 << 20) / std::max<int64_t>(1, bytes_per_head), 1, heads))),
+        missing((heads + together - 1) / together * together - heads) {}
+  __host__ __device__ int blocks() const { return tiles * heads; }
   __device__ void At(int block, int& tile, int& head) const {
-    const int section = block / (tiles * together), first = section * together;
-    const int size = min(together, heads - first), rest = block - first * tiles;
-    tile = rest / size;
-    head = first + rest % size;
+    const int end = ((block + tiles * missing) / (tiles * together) + 1) * together - missing;
+    const int first = max(end - together, 0), rest = block - first * tiles;
+    tile = rest / (end - first);
+    head = first + rest % (end - first);
   }
 };
 
 // Keys [begin, end) that the queries begin to last see, begin a multiple of the tile.
 struct KeyRange {
   int begin, end;
+  KeyRange() = default;
   __device__ KeyRange(const Visible& visible, int first_query, int last_query, int tile)
       : begin(visible.First(first_query) / tile * tile), end(visible.Last(last_query) + 1) {}
+  __device__ int LastTile(int tile) const { return begin + (end - 1 - begin) / tile * tile; }
 };
 
 __device__ inline uint32_t PackBF16(float low, float high) {
@@ -192,6 +200,17 @@ __device__ inline void MaskQueries(float (&s)[kN / 8][4], int key, int query, in
   }
 }
 
+// x = -of in every row; `of` points at this lane's first column.
+template <int kN>
+__device__ inline void StartAtMinus(const float* of, float (&x)[kN / 8][4]) {
+#pragma unroll
+  for (int j = 0; j < kN / 8; ++j) {
+    const float2 two = *reinterpret_cast<const float2*>(of + 8 * j);
+    x[j][0] = x[j][2] = -two.x;
+    x[j][1] = x[j][3] = -two.y;
+  }
+}
+
 __device__ inline float QuadMax(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
   return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
@@ -203,29 +222,35 @@ __device__ inline float QuadSum(float x) {
 
 // The running softmax of two rows.
 struct Softmax {
-  float most[2] = {-INFINITY, -INFINITY};  // of the scores, before scaling
-  float sum[2] = {};                       // of this lane's weights
+  // Weights are e^(scale (s - shift)). The shift is the largest score at some time, and moves on
+  // only when a weight would exceed 2^kMost: most tiles leave it where it is, and sums need no
+  // rescaling.
+  static constexpr float kMost = 8;
+  float shift[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {};  // of this lane's weights
 
-  // Scores become weights e^(scale (s - most)), scale2 = scale / log 2. Sums and products of the
-  // weights so far are to be multiplied by `shrink`; the sums here already are.
+  // Scores become weights; scale2 = scale / log 2. Sums and products of the weights so far are to
+  // be multiplied by `shrink`; the sums here already are.
   template <int kN>
   __device__ void Add(float (&s)[kN / 8][4], float scale2, float (&shrink)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float now = most[r];
+      float most = shift[r];
 #pragma unroll
-      for (int j = 0; j < kN / 8; ++j) now = fmaxf(now, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-      now = QuadMax(now);
-      const float shift = now == -INFINITY ? 0 : now * scale2;
-      shrink[r] = Exp2(most[r] * scale2 - shift);
-      most[r] = now;
+      for (int j = 0; j < kN / 8; ++j) most = fmaxf(most, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+      most = QuadMax(most);
+      const bool moves = !((most - shift[r]) * scale2 <= kMost);
+      const float from = shift[r];
+      if (moves) shift[r] = most;
+      const float minus = shift[r] == -INFINITY ? 0 : -shift[r] * scale2;
+      shrink[r] = moves ? Exp2(fmaf(from, scale2, minus)) : 1;
       float added = 0;
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float& x = s[j][2 * r + c];
-          x = Exp2(fmaf(x, scale2, -shift));
+          x = Exp2(fmaf(x, scale2, minus));
           added += x;
         }
       }
@@ -238,7 +263,7 @@ struct Softmax {
     for (int r = 0; r < 2; ++r) {
       const float total = QuadSum(sum[r]);
       mean[r] = 1 / total;
-      lse[r] = scale * most[r] + logf(total);
+      lse[r] = scale * shift[r] + logf(total);
     }
   }
 };
@@ -250,6 +275,12 @@ __device__ inline void ScaleRows(float (&x)[kN / 8][4], const float (&by)[2]) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) x[j][e] *= by[e / 2];
   }
+}
+
+// The same where `by` is 1 more often than not.
+template <int kN>
+__device__ inline void RescaleRows(float (&x)[kN / 8][4], const float (&by)[2]) {
+  if (__any_sync(~0u, by[0] != 1 || by[1] != 1)) ScaleRows<kN>(x, by);
 }
 
 // Four lanes exchange four words: word s of lane q becomes word q of lane s.

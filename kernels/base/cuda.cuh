@@ -53,9 +53,19 @@ inline constexpr int kPack = 16 / sizeof(T);
 
 template <int N, class T>
 __device__ inline void Load(const T* from, float (&to)[N]) {
-  const auto pack = *reinterpret_cast<const Pack<T, N>*>(from);
+  if constexpr (std::is_same_v<T, BF16> && N % 2 == 0) {
+    // Two at a time: a shift and a mask.
+    const auto pack = *reinterpret_cast<const Pack<uint32_t, N / 2>*>(from);
 #pragma unroll
-  for (int i = 0; i < N; ++i) to[i] = ToFloat(pack.at[i]);
+    for (int i = 0; i < N; i += 2) {
+      to[i] = __uint_as_float(pack.at[i / 2] << 16);
+      to[i + 1] = __uint_as_float(pack.at[i / 2] & 0xffff0000u);
+    }
+  } else {
+    const auto pack = *reinterpret_cast<const Pack<T, N>*>(from);
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = ToFloat(pack.at[i]);
+  }
 }
 template <int N, class T>
 __device__ inline void Store(const float (&from)[N], T* to) {

@@ -80,7 +80,8 @@ void Backward(CpuStream& stream, const CrossEntropyBwd& b) {
   const auto lse = b.fwd.lse.As<const T, 1>();
   const auto dlogits = b.dlogits.template As<T, 2>();
   const int64_t V = logits.shape[1];
-  const T scale = static_cast<T>((b.dloss.defined() ? *b.dloss.Data<T>() : T{1}) / Denominator<T>(b.fwd));
+  const T scale =
+      static_cast<T>((b.dloss.defined() ? *b.dloss.Data<T>() : T{1}) / Denominator<T>(b.fwd));
   stream.ParallelRanges(logits.shape[0], RowsPerItem(V), [&](int64_t begin, int64_t end, Worker&) {
     for (int64_t n = begin; n < end; ++n) {
       const T* row = &logits(n, 0);

@@ -6,10 +6,12 @@
 namespace weft {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kAhead = 4;             // packs that a thread has in flight
-constexpr int kLongestOfWarp = 1024;  // a warp takes a row of up to this many logits, else a block
-constexpr int kSumThreads = 1024;
+constexpr int kThreads = 256, kBlocksPerProcessor = 4;
+constexpr int kAhead = 4;  // packs that a thread has in flight
+
+// Threads that share a row: few where it is short, else a block.
+constexpr int kFew = 8;
+constexpr int64_t kLongestOfFew = 1024;
 
 // Below every logit, and finite: differences to it are never NaN.
 constexpr float kLowest = -1.7e38f;
@@ -25,43 +27,65 @@ __device__ int64_t RowOfThread() {
   return int64_t{blockIdx.x} * (kThreads / kLanes) + threadIdx.x / kLanes;
 }
 
-// One pass over a row: each thread keeps the largest logit x so far and the sum of e^(x - largest).
-template <class T, int N, int kLanes>
-__global__ void __launch_bounds__(kThreads, 4)
-    Forward(const T* logits, int64_t stride, int64_t rows, int V, const int32_t* labels, float* nll,
-            float* lse, float* correct) {
-  const int64_t n = RowOfThread<kLanes>();
-  if (n >= rows) return;
-  const int lane = threadIdx.x % kLanes, label = labels[n];
-  if (label < 0 || label >= V) {
-    if (lane == 0) {
-      nll[n] = lse[n] = label == kNoLoss ? 0 : nanf("");
-      correct[n] = 0;
-    }
-    return;
+struct Score {
+  float nll = 0, lse = 0, correct = 0;
+};
+
+// Largest of, and sum over, the threads that share a row, in each of them.
+template <int kLanes>
+__device__ float RowMax(float x) {
+#pragma unroll
+  for (int offset = 1; offset < min(kLanes, kWarp); offset *= 2)
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
+  if constexpr (kLanes > kWarp) {
+    constexpr int kWarps = kLanes / kWarp;
+    __shared__ float parts[kWarps];
+    if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = x;
+    __syncthreads();
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) x = fmaxf(x, parts[w]);
   }
-  const T* row = logits + n * stride;
-  const float target = ToFloat(row[label]);
+  return x;
+}
+template <int kLanes>
+__device__ float RowSum(float x) {
+  if constexpr (kLanes > kWarp) {
+    return BlockSum<kLanes>(x);
+  } else {
+#pragma unroll
+    for (int offset = 1; offset < kLanes; offset *= 2) x += __shfl_xor_sync(~0u, x, offset);
+    return x;
+  }
+}
+
+// One pass over a row: each thread keeps the largest logit so far and the sum of e^(x - largest).
+// All threads of a warp come here, with rows that have a label and rows that have none.
+template <int N, int kLanes, class T>
+__device__ Score ScoreOf(const T* row, int V, int label) {
+  const bool labelled = label >= 0 && label < V;
+  const int columns = labelled ? V : 0;
+  const float target = labelled ? ToFloat(row[label]) : 0;
   float largest = kLowest, sum = 0;
   bool beaten = false;  // by a larger logit, or an earlier equal one
-  for (int first = lane * N; first < V; first += kAhead * kLanes * N) {
+  for (int first = threadIdx.x % kLanes * N; first < columns; first += kAhead * kLanes * N) {
     Pack<T, N> ahead[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (const int v = first + k * kLanes * N; v < V) ahead[k] = PackAt<N>(row + v);
+      if (const int v = first + k * kLanes * N; v < columns) ahead[k] = PackAt<N>(row + v);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       const int v = first + k * kLanes * N;
-      if (v >= V) break;
+      if (v >= columns) break;
       float x[N];
       Load(ahead[k].at, x);
       float top = x[0];
 #pragma unroll
       for (int i = 1; i < N; ++i) top = fmaxf(top, x[i]);
-      if (top >= target && !beaten) {
+      beaten |= top > target;
+      if (top == target && v < label) [[unlikely]] {
 #pragma unroll
-        for (int i = 0; i < N; ++i) beaten |= x[i] > target || (x[i] == target && v + i < label);
+        for (int i = 0; i < N; ++i) beaten |= x[i] == target && v + i < label;
       }
       const float before = largest;
       largest = fmaxf(largest, top);
@@ -70,57 +94,58 @@ __global__ void __launch_bounds__(kThreads, 4)
       for (int i = 0; i < N; ++i) sum += FastExp(x[i] - largest);
     }
   }
-  float top = WarpMax(largest);
-  sum = WarpSum(sum * FastExp(largest - top));
-  if constexpr (kLanes == kWarp) {
-    beaten = __any_sync(~0u, beaten);
-  } else {
-    constexpr int kWarps = kLanes / kWarp;
-    __shared__ float tops[kWarps], sums[kWarps];
-    if (lane % kWarp == 0) tops[lane / kWarp] = top, sums[lane / kWarp] = sum;
-    beaten = __syncthreads_or(beaten);
-    if (lane >= kWarp) return;
-    largest = lane < kWarps ? tops[lane] : kLowest;
-    top = WarpMax(largest);
-    sum = WarpSum(lane < kWarps ? sums[lane] * FastExp(largest - top) : 0.f);
-  }
-  if (lane != 0) return;
-  lse[n] = top + logf(sum);
-  nll[n] = lse[n] - target;
-  correct[n] = beaten ? 0 : 1;
+  const float top = RowMax<kLanes>(largest);
+  const float lse = top + logf(RowSum<kLanes>(sum * FastExp(largest - top)));
+  const bool correct = RowMax<kLanes>(beaten ? 1.f : 0.f) == 0;
+  if (labelled) return {lse - target, lse, correct ? 1.f : 0.f};
+  const float none = label == kNoLoss ? 0 : nanf("");
+  return {none, none, 0};
 }
 
-__global__ void __launch_bounds__(kSumThreads)
+// partial[block] = sums of nll and of lse^2 over its rows.
+template <class T, int N, int kLanes>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    Forward(const T* logits, int64_t stride, int64_t rows, int V, const int32_t* labels, float* nll,
+            float* lse, float* correct, float2* partial) {
+  constexpr int kRows = kThreads / kLanes;
+  __shared__ float2 sums[kRows];
+  const int64_t n = RowOfThread<kLanes>();
+  const Score score = ScoreOf<N, kLanes>(logits + n * stride, V, n < rows ? labels[n] : kNoLoss);
+  if (threadIdx.x % kLanes == 0) {
+    sums[threadIdx.x / kLanes] = {score.nll, score.lse * score.lse};
+    if (n < rows) nll[n] = score.nll, lse[n] = score.lse, correct[n] = score.correct;
+  }
+  if constexpr (kRows > 1) __syncthreads();
+  if (threadIdx.x != 0) return;
+  float2 sum = sums[0];
+  for (int r = 1; r < kRows; ++r) sum.x += sums[r].x, sum.y += sums[r].y;
+  partial[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
     CountLabels(const int32_t* labels, int64_t rows, float* count) {
   int labelled = 0;
-  for (int64_t n = threadIdx.x; n < rows; n += kSumThreads) labelled += labels[n] != kNoLoss;
-  labelled = BlockSum<kSumThreads>(labelled);
+  for (int64_t n = threadIdx.x; n < rows; n += kThreads) labelled += labels[n] != kNoLoss;
+  labelled = BlockSum<kThreads>(labelled);
   if (threadIdx.x == 0) *count = static_cast<float>(max(labelled, 1));
 }
 
-template <int N>
-__global__ void __launch_bounds__(kSumThreads)
-    SumLoss(const float* nll, const float* lse, int64_t rows, const float* denominator,
-            double z_loss, bool accumulate, float* loss, float* mean_nll) {
-  double nlls = 0, squares = 0;
-#pragma unroll 4
-  for (int64_t n = threadIdx.x * N; n < rows; n += kSumThreads * N) {
-    float a[N], b[N];
-    Load(nll + n, a);
-    Load(lse + n, b);
-#pragma unroll
-    for (int i = 0; i < N; ++i) nlls += a[i], squares += static_cast<double>(b[i]) * b[i];
-  }
-  nlls = BlockSum<kSumThreads>(nlls);
-  squares = BlockSum<kSumThreads>(squares);
+__global__ void __launch_bounds__(kThreads)
+    SumLoss(const float2* partial, int parts, const float* denominator, double z_loss,
+            bool accumulate, float* loss, float* mean_nll) {
+  double nll = 0, squares = 0;
+#pragma unroll 8
+  for (int p = threadIdx.x; p < parts; p += kThreads) nll += partial[p].x, squares += partial[p].y;
+  const double sum = BlockSum<kThreads>(nll + z_loss * squares);
+  nll = BlockSum<kThreads>(nll);
   if (threadIdx.x != 0) return;
-  PutFloat(*loss, static_cast<float>((nlls + z_loss * squares) / *denominator), accumulate);
-  PutFloat(*mean_nll, static_cast<float>(nlls / *denominator), accumulate);
+  PutFloat(*loss, static_cast<float>(sum / *denominator), accumulate);
+  PutFloat(*mean_nll, static_cast<float>(nll / *denominator), accumulate);
 }
 
 // dlogits may be logits: each thread writes only what it has read itself.
 template <class T, int N, int kLanes>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     Backward(const T* logits, int64_t stride, int64_t rows, int V, const int32_t* labels,
              const float* lse, const float* dloss, const float* denominator, float z_loss,
              T* dlogits, int64_t dstride, bool accumulate) {
@@ -134,7 +159,8 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int v = lane * N; v < V; v += kLanes * N) Store<N>({}, out + v);
     return;
   }
-  const float scale = (dloss ? *dloss : 1) / *denominator, l = lse[n], weight = scale * (1 + 2 * z_loss * l);
+  const float scale = (dloss ? *dloss : 1) / *denominator, l = lse[n],
+              weight = scale * (1 + 2 * z_loss * l);
   for (int first = lane * N; first < V; first += kAhead * kLanes * N) {
     Pack<T, N> ahead[kAhead];
 #pragma unroll
@@ -164,28 +190,27 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// The denominator, counted into scratch where none is given.
-const float* Denominator(CudaStream& stream, const CrossEntropyFwd& f) {
+// The denominator, counted into memory where none is given.
+const float* Denominator(CudaStream& stream, const CrossEntropyFwd& f, float* memory) {
   if (f.denominator.defined()) return f.denominator.Data<const float>();
-  auto* count = static_cast<float*>(stream.Scratch(sizeof(float)));
-  CountLabels<<<1, kSumThreads, 0, stream.handle()>>>(f.labels.Data<const int32_t>(),
-                                                      f.labels.dim(0), count);
+  CountLabels<<<1, kThreads, 0, stream.handle()>>>(f.labels.Data<const int32_t>(), f.labels.dim(0),
+                                                   memory);
   CheckLaunch("cross_entropy");
-  return count;
+  return memory;
 }
 
-// Calls launch.operator()<T, N, lanes of a row>(blocks).
+int BlocksFor(const TensorView& logits) {
+  return CeilDiv(logits.dim(0), logits.dim(1) <= kLongestOfFew ? kThreads / kFew : 1);
+}
+
+// Calls launch.operator()<T, N, lanes of a row>().
 template <class F>
 void DispatchRows(const TensorView& logits, const TensorView& dlogits, F&& launch) {
   DispatchCuda(logits.dtype(), [&]<class T>() {
-    const int64_t rows = logits.dim(0);
-    if (rows == 0) return;
+    if (logits.dim(0) == 0) return;
     const auto lanes = [&]<int N>() {
-      if (logits.dim(1) <= kLongestOfWarp) {
-        launch.template operator()<T, N, kWarp>(CeilDiv(rows, kThreads / kWarp));
-      } else {
-        launch.template operator()<T, N, kThreads>(CeilDiv(rows, 1));
-      }
+      logits.dim(1) <= kLongestOfFew ? launch.template operator()<T, N, kFew>()
+                                     : launch.template operator()<T, N, kThreads>();
     };
     constexpr int kN = kPack<T>;
     const bool packable = Packable<T>(logits, kN) && Packable<T>(dlogits, kN);
@@ -197,28 +222,26 @@ void DispatchRows(const TensorView& logits, const TensorView& dlogits, F&& launc
 }  // namespace
 
 void Run(CudaStream& stream, const CrossEntropyFwd& f) {
-  const int64_t rows = f.logits.dim(0);
-  DispatchRows(f.logits, {}, [&]<class T, int N, int kLanes>(int blocks) {
+  const int blocks = BlocksFor(f.logits);
+  auto* partial = static_cast<float2*>(stream.Scratch((blocks + 1) * sizeof(float2)));
+  DispatchRows(f.logits, {}, [&]<class T, int N, int kLanes>() {
     Forward<T, N, kLanes><<<blocks, kThreads, 0, stream.handle()>>>(
-        f.logits.Data<const T>(), f.logits.stride(0), rows, static_cast<int>(f.logits.dim(1)),
-        f.labels.Data<const int32_t>(), f.nll.Data<float>(), f.lse.Data<float>(),
-        f.correct.Data<float>());
+        f.logits.Data<const T>(), f.logits.stride(0), f.logits.dim(0),
+        static_cast<int>(f.logits.dim(1)), f.labels.Data<const int32_t>(), f.nll.Data<float>(),
+        f.lse.Data<float>(), f.correct.Data<float>(), partial);
   });
-  const float* denominator = Denominator(stream, f);
-  constexpr int kN = kPack<float>;
-  const auto sum =
-      Packable<float>(f.nll, kN) && Packable<float>(f.lse, kN) ? SumLoss<kN> : SumLoss<1>;
-  sum<<<1, kSumThreads, 0, stream.handle()>>>(f.nll.Data<const float>(), f.lse.Data<const float>(),
-                                              rows, denominator, f.z_loss, f.accumulate,
-                                              f.loss.Data<float>(), f.mean_nll.Data<float>());
+  const float* denominator = Denominator(stream, f, &partial[blocks].x);
+  SumLoss<<<1, kThreads, 0, stream.handle()>>>(partial, blocks, denominator, f.z_loss, f.accumulate,
+                                               f.loss.Data<float>(), f.mean_nll.Data<float>());
   CheckLaunch("cross_entropy");
 }
 
 void Run(CudaStream& stream, const CrossEntropyBwd& b) {
   const CrossEntropyFwd& f = b.fwd;
-  const float* denominator = Denominator(stream, f);
-  DispatchRows(f.logits, b.dlogits, [&]<class T, int N, int kLanes>(int blocks) {
-    Backward<T, N, kLanes><<<blocks, kThreads, 0, stream.handle()>>>(
+  auto* counted = static_cast<float*>(stream.Scratch(sizeof(float)));
+  const float* denominator = Denominator(stream, f, counted);
+  DispatchRows(f.logits, b.dlogits, [&]<class T, int N, int kLanes>() {
+    Backward<T, N, kLanes><<<BlocksFor(f.logits), kThreads, 0, stream.handle()>>>(
         f.logits.Data<const T>(), f.logits.stride(0), f.logits.dim(0),
         static_cast<int>(f.logits.dim(1)), f.labels.Data<const int32_t>(),
         f.lse.Data<const float>(), b.dloss.Data<const float>(), denominator,

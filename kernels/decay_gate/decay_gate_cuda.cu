@@ -6,7 +6,7 @@
 namespace weft {
 namespace {
 
-constexpr int kThreads = 256, kTokensPerThread = 4, kSumWarps = 8;
+constexpr int kThreads = 256, kTokensPerThread = 2, kSumWarps = 8;
 
 template <class T>
 struct Arguments {
@@ -96,6 +96,7 @@ __global__ void __launch_bounds__(kSumWarps* kWarp)
   const int i = blockIdx.x * kSumWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (i >= 2 * H) return;
   float sum = 0;
+#pragma unroll 4
   for (int p = lane; p < parts; p += kWarp) sum += partial[int64_t{p} * 2 * H + i];
   sum = WarpSum(sum);
   if (lane != 0) return;

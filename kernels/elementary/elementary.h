@@ -72,4 +72,14 @@ T SiluGrad(T x) {
   return s * (1 + x * (1 - s));
 }
 
+#ifdef __CUDACC__
+// Sigmoid in four instructions of a GPU; relative error below 1e-7 (4 + |x|).
+__device__ inline float DeviceSigmoid(float x) {
+  float power, sigmoid;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.44269504f * x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(sigmoid) : "f"(1.f + power));
+  return sigmoid;
+}
+#endif
+
 }  // namespace weft

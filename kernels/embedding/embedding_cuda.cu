@@ -1,5 +1,5 @@
-#include <climits>
 #include <cmath>
+#include <utility>
 
 #include "kernels/base/cuda.cuh"
 #include "kernels/embedding/embedding.h"
@@ -7,8 +7,7 @@
 namespace weft {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kRowsPerWarp = 4;
+constexpr int kThreads = 256, kWarps = kThreads / kWarp, kBlocksPerProcessor = 4;
 
 // Rows of [B, T, ...] by place, b T + t.
 template <class T>
@@ -18,7 +17,7 @@ struct Places {
         batch(view.stride(0)),
         token(view.stride(1)),
         length(static_cast<int>(view.dim(1))),
-        dense(batch == length * token) {}
+        dense(view.dim(0) == 1 || batch == length * token) {}
   __device__ T* operator()(int place) const {
     return data + (dense ? place * token : place / length * batch + place % length * token);
   }
@@ -34,65 +33,97 @@ struct Tokens {
   int count, vocab;
 
   // -1 where the token is not in the vocabulary.
-  __device__ int operator()(int place) const {
-    const int v = *at(place);
-    return v >= 0 && v < vocab ? v : -1;
+  __device__ int operator()(int place) const { return Known(*at(place)); }
+  // N tokens, -1 behind the last. They are dense for N > 1.
+  template <int N>
+  __device__ void Read(int place, int (&v)[N]) const {
+    if (N > 1 && place + N <= count) {
+      const auto pack = *reinterpret_cast<const Pack<int32_t, N>*>(at.data + place);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[i] = Known(pack.at[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[i] = place + i < count ? (*this)(place + i) : -1;
+    }
   }
+  __device__ int Known(int v) const { return v >= 0 && v < vocab ? v : -1; }
 };
 
-template <class T, int N>
-__global__ void __launch_bounds__(kThreads)
-    Gather(const Tokens tokens, const T* w, int64_t stride, const Places<T> y, int D) {
-  const int begin = (blockIdx.x * kWarps + threadIdx.x / kWarp) * kRowsPerWarp;
-  const T* from[kRowsPerWarp] = {};
-  T* to[kRowsPerWarp] = {};
+// `lanes` threads copy a row, kPacks packs at a time, of kRows rows at a time.
+template <class T, int N, int kRows, int kPacks>
+__global__ void __launch_bounds__(kThreads, 6)
+    Gather(const Tokens tokens, const T* w, int64_t stride, const Places<T> y, int D, int lanes) {
+  const int rows = kThreads / lanes, first = blockIdx.x * rows * kRows + threadIdx.x / lanes;
+  int v[kRows];
 #pragma unroll
-  for (int r = 0; r < kRowsPerWarp; ++r) {
-    const int place = begin + r;
-    if (place >= tokens.count) break;
-    const int v = tokens(place);
-    if (v >= 0) from[r] = w + v * stride;
-    to[r] = y(place);
+  for (int r = 0; r < kRows; ++r) {
+    const int place = first + r * rows;
+    v[r] = place < tokens.count ? tokens(place) : -1;
   }
-#pragma unroll 1
-  for (int d = threadIdx.x % kWarp * N; d < D; d += kWarp * N) {
-    Pack<T, N> pack[kRowsPerWarp];
+  for (int begin = threadIdx.x % lanes * N; begin < D; begin += kPacks * lanes * N) {
+    Pack<T, N> pack[kRows][kPacks];
 #pragma unroll
-    for (int r = 0; r < kRowsPerWarp; ++r) {
-      if (from[r]) {
-        pack[r] = *reinterpret_cast<const Pack<T, N>*>(from[r] + d);
-      } else {
+    for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) pack[r].at[i] = FromFloat<T>(nanf(""));
+      for (int k = 0; k < kPacks; ++k) {
+        if (const int d = begin + k * lanes * N; v[r] >= 0 && d < D) {
+          pack[r][k] = *reinterpret_cast<const Pack<T, N>*>(w + v[r] * stride + d);
+        } else {
+#pragma unroll
+          for (int i = 0; i < N; ++i) pack[r][k].at[i] = FromFloat<T>(nanf(""));
+        }
       }
     }
 #pragma unroll
-    for (int r = 0; r < kRowsPerWarp; ++r) {
-      if (to[r]) *reinterpret_cast<Pack<T, N>*>(to[r] + d) = pack[r];
+    for (int r = 0; r < kRows; ++r) {
+      const int place = first + r * rows;
+      if (place >= tokens.count) break;
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        if (const int d = begin + k * lanes * N; d < D)
+          *reinterpret_cast<Pack<T, N>*>(y(place) + d) = pack[r][k];
+      }
     }
   }
 }
 
 // The backward has two kernels. Group lists, for each row v of dw, the places where token v stands.
-// Sum adds up their rows of dy, always in the order of places: one warp per row of dw, or, where
-// token v is frequent, one block per slice of columns.
+// Sum adds up their rows of dy in the order of the list: one warp per row of dw, or, where token v
+// is frequent, blocks for slices of columns and pieces of the list.
 
-constexpr int kGroupThreads = 1024, kMaxClasses = 128;
+constexpr int kGroupThreads = 1024, kGroupWarps = kGroupThreads / kWarp;
+constexpr int kFewestClasses = 128, kMostClasses = 1024, kMostMembers = 512;
 constexpr int kFrequent = kWarp;  // a token that stands in more places than this is frequent
-constexpr int kMaxVocab = 1 << 19;
+constexpr int kPiece = 256;       // places of a frequent token that one block sums
+
+struct Run {
+  int begin, count;  // of places
+};
+struct Piece {
+  int token, begin, count;
+  int of, first;  // how many pieces the token has, and the index of its first
+};
+// The tokens v with the same v mod classes.
+struct Class {
+  int first_piece, pieces;
+};
 
 // In scratch memory.
 struct Groups {
-  int* frequent_count;
-  int* frequent;  // the frequent tokens, in no order
-  int2* run;      // [V]: where the places of v begin in the lists, and how many they are
-  int* places;    // in no order
-  int* in_order;  // of frequent tokens: in order
+  int shift;  // 2^shift classes
+  Class* classes;
+  Run* run;        // [V]
+  int* places;     // [tokens]
+  Piece* pieces;   // of the frequent tokens
+  int* arrived;    // [pieces, slices]: at a token's first piece, how many pieces are summed
+  float* partial;  // [pieces, D]
 };
 
 // Sum over the threads before this one; `total` over all.
+template <int kThreads>
 __device__ int ExclusiveSum(int x, int& total) {
-  __shared__ int sums[kGroupThreads / kWarp];
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ int sums[kWarps];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   int inclusive = x;
 #pragma unroll
@@ -105,127 +136,128 @@ __device__ int ExclusiveSum(int x, int& total) {
   __syncthreads();
   int before = 0;
   total = 0;
-  for (int w = 0; w < kGroupThreads / kWarp; ++w) {
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
     if (w == warp) before = total;
     total += sums[w];
   }
   return before + inclusive - x;
 }
 
-// Takes one slot of counter[q] for each lane that asks, with one addition for those of equal q.
-__device__ int TakeSlot(bool ask, int* counter, int q) {
-  const unsigned asking = __ballot_sync(~0u, ask);
-  if (!ask) return 0;
-  const unsigned peers = __match_any_sync(asking, q);
-  const int leader = __ffs(peers) - 1, lane = threadIdx.x % kWarp;
-  int slot = 0;
-  if (lane == leader) slot = atomicAdd(counter + q, __popc(peers));
-  return __shfl_sync(peers, slot, leader) + __popc(peers & ((1u << lane) - 1));
-}
-
-// A block takes the tokens v = blockIdx.x mod `classes`, a power of two, so that frequent tokens,
-// which are often neighbours, go to different blocks. It reads all tokens twice, from caches.
+// A block takes one class: frequent tokens are often neighbours and so go to different blocks. Each
+// warp reads its part of all places twice, from caches: it counts, and when it is known where its
+// places begin in the lists, it writes them. Thus the order in a list is always the same.
+template <int N>
 __global__ void __launch_bounds__(kGroupThreads, 1)
-    Group(const Tokens tokens, int shift, const Groups groups) {
-  constexpr int kAhead = 8, kWordBits = 32;
-  // [members]: counts of token v = q classes + mine, then its next slot; and which v are frequent.
-  extern __shared__ int slot[];
-  __shared__ unsigned bitmap[kGroupThreads];
-  __shared__ int frequent_members;
-  const int classes = 1 << shift, mine = blockIdx.x;
-  const int members = (tokens.vocab - mine + classes - 1) >> shift;
-  int* frequent = slot + members;
-  for (int q = threadIdx.x; q < members; q += kGroupThreads) slot[q] = 0;
-  if (threadIdx.x == 0) frequent_members = 0;
-  __syncthreads();
+    Group(const Tokens tokens, int slices, const Groups groups) {
+  extern __shared__ int slots[];  // [warps, members]: counts, then the next slot in the list
+  const int shift = groups.shift, mask = (1 << shift) - 1, mine = blockIdx.x;
+  const int members = (tokens.vocab - mine + mask) >> shift;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  int* slot = slots + warp * members;
+  for (int q = lane; q < members; q += kWarp) slot[q] = 0;
+  __syncwarp();
 
-  const auto for_tokens = [&](auto&& body) {
-    for (int first = 0; first < tokens.count; first += kAhead * kGroupThreads) {
-      int v[kAhead];
+  // body(place, v) for the places of this warp, by all its lanes together; v = -1 for none.
+  const auto for_places = [&](auto&& body) {
+    constexpr int kAhead = 4, kStep = kAhead * kWarp * N;
+    const int steps = (tokens.count + kGroupWarps * kStep - 1) / (kGroupWarps * kStep);
+    for (int step = 0; step < steps; ++step) {
+      const int first = (warp * steps + step) * kStep + lane * N;
+      int v[kAhead][N];
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        const int i = first + k * kGroupThreads + threadIdx.x;
-        v[k] = i < tokens.count ? tokens(i) : -1;
-      }
+      for (int k = 0; k < kAhead; ++k) tokens.Read(first + k * kWarp * N, v[k]);
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) body(first + k * kGroupThreads + threadIdx.x, v[k]);
+      for (int k = 0; k < kAhead; ++k) body(first + k * kWarp * N, v[k]);
     }
   };
-  int lower = 0, begin = 0;  // places of lower classes
-  for_tokens([&](int, int v) {
-    const int its = v & (classes - 1);
-    lower += v >= 0 && its < mine;
-    TakeSlot(v >= 0 && its == mine, slot, v >> shift);
-  });
-  ExclusiveSum(lower, begin);
+  const auto is_mine = [&](int v) { return v >= 0 && (v & mask) == mine; };
 
-  for (int first = 0; first < members; first += kGroupThreads) {
-    const int q = first + threadIdx.x, count = q < members ? slot[q] : 0;
-    int total;
-    const int start = begin + ExclusiveSum(count, total);
-    if (q < members) {
-      const int v = (q << shift) + mine;
-      groups.run[v] = {start, count};
-      slot[q] = start;
-      if (count > kFrequent) {
-        groups.frequent[atomicAdd(groups.frequent_count, 1)] = v;
-        frequent[atomicAdd(&frequent_members, 1)] = v;
-      }
+  int lower = 0, begin;  // places of tokens of lower classes
+  for_places([&](int, const int(&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      lower += v[i] >= 0 && (v[i] & mask) < mine;
+      if (is_mine(v[i])) atomicAdd(&slot[v[i] >> shift], 1);
     }
-    begin += total;
-  }
-  __syncthreads();
-  for_tokens([&](int i, int v) {
-    const bool is_mine = v >= 0 && (v & (classes - 1)) == mine;
-    const int to = TakeSlot(is_mine, slot, v >> shift);
-    if (is_mine) groups.places[to] = i;
   });
-  __syncthreads();
+  ExclusiveSum<kGroupThreads>(lower, begin);
 
-  // Places of a frequent token in order: as set bits of a map of all places, piece by piece.
-  for (int f = 0; f < frequent_members; ++f) {
-    const int2 run = groups.run[frequent[f]];
-    int done = run.x;
-    for (int first = 0; first < tokens.count; first += kGroupThreads * kWordBits) {
-      bitmap[threadIdx.x] = 0;
-      __syncthreads();
-      for (int j = threadIdx.x; j < run.y; j += kGroupThreads) {
-        const unsigned bit = groups.places[run.x + j] - first;
-        if (bit < kGroupThreads * kWordBits)
-          atomicOr(&bitmap[bit / kWordBits], 1u << bit % kWordBits);
-      }
-      __syncthreads();
-      unsigned word = bitmap[threadIdx.x];
-      int total, to = done + ExclusiveSum(__popc(word), total);
-      for (; word; word &= word - 1)
-        groups.in_order[to++] = first + threadIdx.x * kWordBits + __ffs(word) - 1;
-      done += total;
+  const int q = threadIdx.x, token = (q << shift) + mine;
+  int count = 0, total;
+  for (int w = 0; w < kGroupWarps && q < members; ++w) count += slots[w * members + q];
+  // More than kFrequent places are between two pieces' begins, and so room for both.
+  int first_piece = (begin + kFrequent) / (kFrequent + 1);
+  begin += ExclusiveSum<kGroupThreads>(count, total);
+  const int pieces = count > kFrequent ? (count + kPiece - 1) / kPiece : 0;
+  const int before = ExclusiveSum<kGroupThreads>(pieces, total);
+  if (threadIdx.x == 0) groups.classes[mine] = {first_piece, total};
+  first_piece += before;
+  if (q < members) {
+    groups.run[token] = {begin, count};
+    for (int w = 0, next = begin; w < kGroupWarps; ++w) {
+      const int counted = slots[w * members + q];
+      slots[w * members + q] = next;
+      next += counted;
     }
   }
+  const int length = pieces ? (count + pieces - 1) / pieces : 0;
+  for (int p = 0; p < pieces; ++p) {
+    groups.pieces[first_piece + p] = {token, begin + p * length, min(length, count - p * length),
+                                      pieces, first_piece};
+  }
+  for (int s = 0; s < slices && pieces; ++s) groups.arrived[first_piece * slices + s] = 0;
+  __syncthreads();
+
+  for_places([&](int place, const int(&v)[N]) {
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < N; ++i) any |= is_mine(v[i]);
+    if (!__any_sync(~0u, any)) return;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const unsigned asking = __ballot_sync(~0u, is_mine(v[i]));
+      if (is_mine(v[i])) {
+        int& next = slot[v[i] >> shift];
+        const unsigned peers = __match_any_sync(asking, v[i]);
+        const int to = next, rank = __popc(peers & ((1u << lane) - 1));
+        __syncwarp(asking);
+        groups.places[to + rank] = place + i;
+        if (rank == 0) next = to + __popc(peers);
+      }
+      __syncwarp();
+    }
+  });
 }
 
-// dw[v, columns of a slice] of a frequent token: some lanes per row of dy, several rows at a time.
+// dw[v, columns of a slice] of one piece of a frequent token: some lanes per row of dy, several
+// rows at a time. Who is the last of a token's pieces adds them up in order.
 template <class T, int N>
-__device__ void SumFrequent(const Groups& groups, const Places<const T>& dy, int v, int slice,
-                            int D, float* dw, bool accumulate) {
-  constexpr int kLanes = 8, kColumns = kLanes * N, kRows = kThreads / kLanes, kAhead = 4;
-  const int2 run = groups.run[v];
-  const int lane = threadIdx.x % kLanes, d = slice * kColumns + lane * N;
-  float sum[N] = {};
-  for (int j = threadIdx.x / kLanes; j < run.y && d < D; j += kAhead * kRows) {
-    float row[kAhead][N] = {};
+__device__ void SumPiece(const Groups& groups, const Places<const T>& dy, int index, int slice,
+                         int slices, int D, float* dw, int64_t stride, bool accumulate) {
+  constexpr int kLanes = 8, kColumns = kLanes * N, kRows = kThreads / kLanes,
+                kAhead = kPiece / kRows;
+  const Piece piece = groups.pieces[index];
+  const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
+  const int d = slice * kColumns + lane * N;
+  const T* from[kAhead] = {};
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (j + k * kRows >= run.y) break;
-      Load(dy(groups.in_order[run.x + j + k * kRows]) + d, row[k]);
-    }
+  for (int k = 0; k < kAhead; ++k) {
+    if (const int j = row + k * kRows; j < piece.count && d < D)
+      from[k] = dy(groups.places[piece.begin + j]) + d;
+  }
+  float sum[N] = {}, rows[kAhead][N] = {};
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
+  for (int k = 0; k < kAhead; ++k) {
+    if (from[k]) Load(from[k], rows[k]);
+  }
 #pragma unroll
-      for (int i = 0; i < N; ++i) sum[i] += row[k][i];
-    }
+  for (int k = 0; k < kAhead; ++k) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum[i] += rows[k][i];
   }
   __shared__ float sums[kWarps][kColumns];
+  __shared__ bool last;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < N; ++i) {
@@ -236,36 +268,42 @@ __device__ void SumFrequent(const Groups& groups, const Places<const T>& dy, int
   }
   __syncthreads();
   const int column = slice * kColumns + threadIdx.x;
-  if (threadIdx.x >= kColumns || column >= D) return;
+  const bool owns = threadIdx.x < kColumns && column < D;
   float all = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) all += sums[w][threadIdx.x];
-  PutFloat(dw[column], all, accumulate);
+  for (int w = 0; w < kWarps && owns; ++w) all += sums[w][threadIdx.x];
+  if (piece.of > 1) {
+    if (owns) groups.partial[int64_t{index} * D + column] = all;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+      last = atomicAdd(&groups.arrived[piece.first * slices + slice], 1) == piece.of - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    all = 0;
+    for (int p = 0; p < piece.of && owns; ++p)
+      all += __ldcg(&groups.partial[int64_t{piece.first + p} * D + column]);
+  }
+  if (owns) PutFloat(dw[piece.token * stride + column], all, accumulate);
 }
 
 // dw[v] of a token that is not frequent, by one warp whose lanes hold one place each.
 template <class T, int N>
-__device__ void SumRare(const Groups& groups, const Places<const T>& dy, int v, int D, float* dw,
-                        bool accumulate) {
+__device__ void SumRow(const Run& run, int held, const Places<const T>& dy, int D, float* dw,
+                       bool accumulate) {
   constexpr int kPacks = 3, kAhead = 2;
-  const int2 run = groups.run[v];
-  if (run.y > kFrequent || (run.y == 0 && accumulate)) return;
   const int lane = threadIdx.x % kWarp;
-  const int held = lane < run.y ? groups.places[run.x + lane] : INT_MAX;
-  for (int first = lane * N; first - lane * N < D; first += kPacks * kWarp * N) {
+  for (int begin = 0; begin < D; begin += kPacks * kWarp * N) {
     float sum[kPacks][N] = {};
-    int left = held;
-    for (int j = 0; j < run.y; j += kAhead) {
+    for (int j = 0; j < run.count; j += kAhead) {
       float row[kAhead][kPacks][N] = {};
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        const int place = __reduce_min_sync(~0u, left);
-        if (place == INT_MAX) break;
-        if (left == place) left = INT_MAX;
-        const T* from = dy(place);
+        const T* from = dy(__shfl_sync(~0u, held, j + a));
 #pragma unroll
         for (int k = 0; k < kPacks; ++k) {
-          if (const int d = first + k * kWarp * N; d < D) Load(from + d, row[a][k]);
+          const int d = begin + (k * kWarp + lane) * N;
+          if (j + a < run.count && d < D) Load(from + d, row[a][k]);
         }
       }
 #pragma unroll
@@ -279,7 +317,7 @@ __device__ void SumRare(const Groups& groups, const Places<const T>& dy, int v, 
     }
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
-      const int d = first + k * kWarp * N;
+      const int d = begin + (k * kWarp + lane) * N;
       if (d >= D) break;
       if (accumulate) {
         float before[N];
@@ -292,28 +330,54 @@ __device__ void SumRare(const Groups& groups, const Places<const T>& dy, int v, 
   }
 }
 
+// Every block takes its share of the rows, then of the frequent tokens' pieces.
 template <class T, int N, int kSlice>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     Sum(const Groups groups, const Places<const T> dy, int V, int D, float* dw, int64_t stride,
-        bool accumulate, int frequent_blocks) {
-  const int block = blockIdx.x;
-  if (block < frequent_blocks) {
-    const int slices = (D + kSlice - 1) / kSlice, items = *groups.frequent_count * slices;
-    for (int item = block; item < items; item += frequent_blocks) {
-      const int v = groups.frequent[item / slices];
-      SumFrequent<T, kSlice / 8>(groups, dy, v, item % slices, D, dw + v * stride, accumulate);
-    }
-  } else {
-    const int v = (block - frequent_blocks) * kWarps + threadIdx.x / kWarp;
-    if (v < V) SumRare<T, N>(groups, dy, v, D, dw + v * stride, accumulate);
+        bool accumulate) {
+  const int lane = threadIdx.x % kWarp, warps = gridDim.x * kWarps;
+  // The run of the row after the next and the places of the next are on their way.
+  const auto run_of = [&](int v) { return v < V ? groups.run[v] : Run{}; };
+  const auto held_of = [&](const Run& run) {
+    return lane < run.count && run.count <= kFrequent ? groups.places[run.begin + lane] : 0;
+  };
+  int v = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  Run run = run_of(v), next = run_of(v + warps);
+  int held = held_of(run);
+  for (; v < V; v += warps) {
+    const Run after = run_of(v + 2 * warps);
+    const int next_held = held_of(next);
+    if (run.count <= kFrequent && (run.count > 0 || !accumulate))
+      SumRow<T, N>(run, held, dy, D, dw + v * stride, accumulate);
+    run = next, next = after, held = next_held;
+  }
+
+  __shared__ int pieces_before[kMostClasses];
+  const int classes = 1 << groups.shift, each = (classes + kThreads - 1) / kThreads;
+  int pieces = 0, total;
+  for (int c = threadIdx.x * each; c < min((threadIdx.x + 1) * each, classes); ++c)
+    pieces += groups.classes[c].pieces;
+  pieces = ExclusiveSum<kThreads>(pieces, total);
+  for (int c = threadIdx.x * each; c < min((threadIdx.x + 1) * each, classes); ++c) {
+    pieces_before[c] = pieces;
+    pieces += groups.classes[c].pieces;
+  }
+  __syncthreads();
+  const int slices = (D + kSlice - 1) / kSlice;
+  for (int item = blockIdx.x; item < total * slices; item += gridDim.x) {
+    const int piece = item / slices;
+    int c = 0;
+    for (int half = classes / 2; half > 0; half /= 2)
+      c += pieces_before[c + half] <= piece ? half : 0;
+    SumPiece<T, kSlice / 8>(groups, dy, groups.classes[c].first_piece + piece - pieces_before[c],
+                            item % slices, slices, D, dw, stride, accumulate);
   }
 }
 
 Tokens TokensOf(const EmbeddingFwd& f) {
-  Check(f.tokens.size() <= INT_MAX - (1 << 16) && f.w.dim(0) <= kMaxVocab &&
-            f.w.dim(1) <= INT_MAX / 2,
+  Check(f.tokens.size() < 1 << 30 && f.w.dim(0) < 1 << 30 && f.w.dim(1) < 1 << 30,
         "embedding: ", f.tokens.ToString(), " tokens and w ", f.w.ToString(),
-        " are more than the CUDA backend takes");
+        " are too many for a GPU");
   return {Places<const int32_t>(f.tokens), static_cast<int>(f.tokens.size()),
           static_cast<int>(f.w.dim(0))};
 }
@@ -321,46 +385,64 @@ Tokens TokensOf(const EmbeddingFwd& f) {
 template <class T>
 void Forward(CudaStream& stream, const EmbeddingFwd& f) {
   const Tokens tokens = TokensOf(f);
-  if (tokens.count == 0) return;
-  constexpr int kN = kPack<T>;
-  const auto gather = Packable<T>(f.w, kN) && Packable<T>(f.y, kN) ? Gather<T, kN> : Gather<T, 1>;
-  gather<<<CeilDiv(tokens.count, kWarps * kRowsPerWarp), kThreads, 0, stream.handle()>>>(
-      tokens, f.w.Data<const T>(), f.w.stride(0), Places<T>(f.y), static_cast<int>(f.w.dim(1)));
-  CheckLaunch("embedding");
+  const int D = static_cast<int>(f.w.dim(1));
+  if (f.y.size() == 0) return;
+  const auto gather = [&]<int N>() {
+    int lanes = 4;
+    while (lanes < kWarp && lanes * N < D) lanes *= 2;
+    constexpr int kInFlight = 4;
+    const bool wide = D > lanes * N;
+    const auto kernel = wide ? Gather<T, N, 1, kInFlight> : Gather<T, N, kInFlight, 1>;
+    const int rows = kThreads / lanes * (wide ? 1 : kInFlight);
+    kernel<<<CeilDiv(tokens.count, rows), kThreads, 0, stream.handle()>>>(
+        tokens, f.w.Data<const T>(), f.w.stride(0), Places<T>(f.y), D, lanes);
+    CheckLaunch("embedding");
+  };
+  const bool packable = Packable<T>(f.w, kPack<T>) && Packable<T>(f.y, kPack<T>);
+  packable ? gather.template operator()<kPack<T>>() : gather.template operator()<1>();
 }
 
-template <class T>
+// A warp of Sum reads N columns per lane, 16 bytes of dw; a block with a piece reads slices of 8
+// packs.
+template <class T, int N, int kSlice>
 void Backward(CudaStream& stream, const EmbeddingBwd& b) {
   const Tokens tokens = TokensOf(b.fwd);
   const int V = tokens.vocab, D = static_cast<int>(b.dw.dim(1)), n = tokens.count;
   if (V == 0 || D == 0) return;
-  const int most_frequent = std::min(V, n / (kFrequent + 1));
-  auto* scratch = static_cast<int*>(stream.Scratch((2 + 2 * V + most_frequent + 2 * n) * 4LL));
-  Groups groups{.frequent_count = scratch};
-  groups.run = reinterpret_cast<int2*>(scratch + 2);
-  groups.frequent = scratch + 2 + 2 * V;
-  groups.places = groups.frequent + most_frequent;
-  groups.in_order = groups.places + n;
-  stream.Zero(groups.frequent_count, sizeof(int));
-
   int shift = 0;
-  while (1 << shift < std::min(V, kMaxClasses)) ++shift;
-  const int members = CeilDiv(V, 1 << shift);
-  Group<<<1 << shift, kGroupThreads, 2 * members * sizeof(int), stream.handle()>>>(tokens, shift,
-                                                                                   groups);
+  while (1 << shift < V && (1 << shift < kFewestClasses || V > kMostMembers << shift)) ++shift;
+  const int classes = 1 << shift, slices = CeilDiv(D, kSlice);
+  Check(classes <= kMostClasses, "embedding: a vocabulary of ", V, " is too large for a GPU, ",
+        kMostClasses * kMostMembers, " is the most");
+
+  const int64_t most_pieces = n / (kFrequent + 1) + 1;
+  constexpr int64_t kPieceInts = sizeof(Piece) / sizeof(int);
+  auto* scratch = static_cast<int*>(
+      stream.Scratch(4 * (2LL * classes + 2LL * V + n + most_pieces * (kPieceInts + slices + D))));
+  const auto take = [&](int64_t ints) { return std::exchange(scratch, scratch + ints); };
+  Groups groups{.shift = shift};
+  groups.classes = reinterpret_cast<Class*>(take(2LL * classes));
+  groups.run = reinterpret_cast<Run*>(take(2LL * V));
+  groups.places = take(n);
+  groups.pieces = reinterpret_cast<Piece*>(take(most_pieces * kPieceInts));
+  groups.arrived = take(most_pieces * slices);
+  groups.partial = reinterpret_cast<float*>(take(most_pieces * D));
+
+  const bool packed = tokens.at.dense && reinterpret_cast<uintptr_t>(tokens.at.data) % 16 == 0;
+  const auto group = packed ? Group<4> : Group<1>;
+  const int slots = kGroupWarps * CeilDiv(V, classes) * 4;
+  CudaCheck(cudaFuncSetAttribute(group, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 kGroupWarps * kMostMembers * 4),
+            "embedding");
+  group<<<classes, kGroupThreads, slots, stream.handle()>>>(tokens, slices, groups);
   CheckLaunch("embedding");
 
-  const auto sum = [&]<int N, int kSlice>() {
-    const int frequent_blocks =
-        std::min(most_frequent * CeilDiv(D, kSlice), 8 * stream.multiprocessors());
-    Sum<T, N, kSlice><<<frequent_blocks + CeilDiv(V, kWarps), kThreads, 0, stream.handle()>>>(
-        groups, Places<const T>(b.dy), V, D, b.dw.Data<float>(), b.dw.stride(0), b.dw.accumulate,
-        frequent_blocks);
-    CheckLaunch("embedding");
-  };
-  // A lane of the rare tokens reads 4 columns and writes 16 bytes; of the frequent, it reads 16.
-  const bool packable = Packable<T>(b.dy, kPack<T>) && Packable<float>(b.dw, 4);
-  packable ? sum.template operator()<4, 8 * kPack<T>>() : sum.template operator()<1, 8>();
+  const int64_t most_work = CeilDiv(V, kWarps) + most_pieces * slices;
+  const int blocks = static_cast<int>(
+      std::min<int64_t>(most_work, kBlocksPerProcessor * stream.multiprocessors()));
+  Sum<T, N, kSlice><<<blocks, kThreads, 0, stream.handle()>>>(
+      groups, Places<const T>(b.dy), V, D, b.dw.Data<float>(), b.dw.stride(0), b.dw.accumulate);
+  CheckLaunch("embedding");
 }
 
 }  // namespace
@@ -370,7 +452,10 @@ void Run(CudaStream& stream, const EmbeddingFwd& f) {
 }
 
 void Run(CudaStream& stream, const EmbeddingBwd& b) {
-  DispatchCuda(b.fwd.w.dtype(), [&]<class T>() { Backward<T>(stream, b); });
+  DispatchCuda(b.fwd.w.dtype(), [&]<class T>() {
+    const bool packable = Packable<T>(b.dy, kPack<T>) && Packable<float>(b.dw, 4);
+    packable ? Backward<T, 4, 8 * kPack<T>>(stream, b) : Backward<T, 1, 8>(stream, b);
+  });
 }
 
 }  // namespace weft

@@ -38,17 +38,22 @@ Kernel Choose(const CudaStream&, const GatedDeltaBwd& g) {
 void Run(CudaStream& stream, const GatedDeltaFwd& f) {
   using namespace gated_delta;
   switch (Choose(stream, f)) {
-    case Kernel::kRecurrent: return RunRecurrent(stream, f);
-    case Kernel::kTensorCores: return RunTensorCores(stream, f);
-    case Kernel::kF32: return RunF32(stream, f);
+    case Kernel::kRecurrent:
+      return RunRecurrent(stream, f);
+    case Kernel::kTensorCores:
+      return RunTensorCores(stream, f);
+    case Kernel::kF32:
+      return RunF32(stream, f);
   }
 }
 
 void Run(CudaStream& stream, const GatedDeltaBwd& g) {
   using namespace gated_delta;
   switch (Choose(stream, g)) {
-    case Kernel::kTensorCores: return RunTensorCores(stream, g);
-    default: return RunF32(stream, g);
+    case Kernel::kTensorCores:
+      return RunTensorCores(stream, g);
+    default:
+      return RunF32(stream, g);
   }
 }
 

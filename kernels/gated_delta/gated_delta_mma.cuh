@@ -84,8 +84,8 @@ __device__ inline Fragment LoadMatrixTransposed(const BF16* p) {
 }
 
 // Blocks of shared memory as operands. A left operand A(m, k) lies as p[m ld + k], or transposed as
-// p[k ld + m]; a right operand B(k, n) as p[k ld + n], or transposed as p[n ld + k]. Reading is free
-// of bank conflicts where ld / 8 is odd.
+// p[k ld + m]; a right operand B(k, n) as p[k ld + n], or transposed as p[n ld + k]. Reading is
+// free of bank conflicts where ld / 8 is odd.
 __device__ inline int RowsFirst(int ld) {
   const int lane = threadIdx.x % kWarp;
   return lane % 16 * ld + lane / 16 * 8;
@@ -136,9 +136,7 @@ __device__ inline uint32_t Transpose(uint32_t x) {
 
 // 16 columns of a matrix in global memory as the 16 rows of a fragment. A lane moves 4 columns of a
 // row at once, for which the fragment's rows stand in the order of ColumnOfRow.
-__device__ inline int ColumnOfRow(int row) {
-  return row % 8 / 2 * 4 + row % 2 + row / 8 * 2;
-}
+__device__ inline int ColumnOfRow(int row) { return row % 8 / 2 * 4 + row % 2 + row / 8 * 2; }
 struct ColumnBlock {
   uint2 half[2];  // 8 rows of memory each
 };

@@ -116,7 +116,7 @@ void AddOp_gated_delta(OpSuite& suite) {
   law(bf16, "B1_T1_H2_K64_V128_state", {1, 1, 2, 64, 128}, beta, weak, true);
   law(bf16, "B1_T2_H1_K96_V192_state", {1, 2, 1, 96, 192}, beta, weak, true);
   law(bf16, "B1_T3_H1_K128_V128", {1, 3, 1, 128, 128}, beta, weak, false);
-  law(bf16, "B1_T1_H1_K128_V256", {1, 1, 1, 128, 256}, beta, weak, false);
+  law(bf16, "B1_T3_H1_K128_V256", {1, 3, 1, 128, 256}, beta, weak, false);
   law(bf16, "B1_T2_H1_K160_V80_state", {1, 2, 1, 160, 80}, beta, weak, true);
   law(bf16, "B1_T2_H1_K256_V64_state", {1, 2, 1, 256, 64}, beta, weak, true);
   law(bf16, "B1_T70_H1_K20_V12_state", {1, 70, 1, 20, 12}, beta, weak, true);

@@ -28,6 +28,10 @@ void AddOp_gated_rms_norm(OpSuite& suite) {
   law("B1_T1_H1_V2", 1, 1, 1, 2);
   law("B1_T63_H1_V5", 1, 63, 1, 5);
   law("B2_T33_H3_V19", 2, 33, 3, 19);
+  law("B2_T11_H2_V96", 2, 11, 2, 96);
+  law("B2_T5_H3_V192", 2, 5, 3, 192);
+  law("B1_T3_H1_V520", 1, 3, 1, 520);
+  law("B1_T2_H1_V2056", 1, 2, 1, 2056);
   const auto bench = [&](const char* label, int64_t B, int64_t T, int64_t H, int64_t V) {
     spec.bench.push_back({label, [=](CaseMaker& make) { return Make(make, B, T, H, V); }});
   };

@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(kThreads)
 template <int N>
 void Forward(CudaStream& stream, const GlobalNormFwd& f) {
   const int64_t n = f.x.dim(0);
-  const int blocks =
-      std::clamp(CeilDiv(n, kThreads * N * kAhead), 1, kBlocksPerProcessor * stream.multiprocessors());
+  const int blocks = std::clamp(CeilDiv(n, kThreads * N * kAhead), 1,
+                                kBlocksPerProcessor * stream.multiprocessors());
   auto* partial = static_cast<double*>(stream.Scratch(blocks * sizeof(double)));
   Squares<N><<<blocks, kThreads, 0, stream.handle()>>>(f.x.Data<const float>(), n, partial);
   CheckLaunch("global_norm");

@@ -291,8 +291,7 @@ void Run(CudaStream& stream, const MatmulBwd& b) {
   if (b.dx.defined()) {
     Multiply(stream, {dy, b.fwd.w, b.dx.Rows(), false, false, b.dx.accumulate});
   }
-  if (b.dw.defined())
-    Multiply(stream, {dy, b.fwd.x.Rows(), b.dw, true, false, b.dw.accumulate});
+  if (b.dw.defined()) Multiply(stream, {dy, b.fwd.x.Rows(), b.dw, true, false, b.dw.accumulate});
 }
 
 }  // namespace weft

@@ -11,6 +11,7 @@ void RmsNormRef(const RmsNormFwd& f) {
   const auto w = f.w.As<T, 1>();
   const bool before = f.mode == Residual::kBefore, after = f.mode == Residual::kAfter;
   const auto residual = before || after ? f.residual.Rows().As<T, 2>() : Nd<T, 2>{};
+  const auto sum = before ? f.sum.Rows().As<T, 2>() : Nd<T, 2>{};
   const int64_t rows = x.shape[0], D = x.shape[1];
   for (int64_t r = 0; r < rows; ++r) {
     T squares = 0;
@@ -23,7 +24,7 @@ void RmsNormRef(const RmsNormFwd& f) {
       const T h = before ? x(r, d) + residual(r, d) : x(r, d);
       y(r, d) = h * rstd * w(d);
       if (after) y(r, d) += residual(r, d);
-      if (before) f.sum.Rows().As<T, 2>()(r, d) = h;
+      if (before) sum(r, d) = h;
     }
   }
 }

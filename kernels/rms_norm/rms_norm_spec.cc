@@ -29,6 +29,11 @@ void AddOp_rms_norm(OpSuite& suite) {
   law("plain_T65_D3", Residual::kNone, 1, 65, 3);
   law("before_B2_T3_D33", Residual::kBefore, 2, 3, 33);
   law("after_B2_T3_D33", Residual::kAfter, 2, 3, 33);
+  law("before_B3_T41_D48", Residual::kBefore, 3, 41, 48);
+  law("plain_B2_T65_D64", Residual::kNone, 2, 65, 64);
+  law("after_T9_D520", Residual::kAfter, 1, 9, 520);
+  law("before_T3_D2056", Residual::kBefore, 1, 3, 2056);
+  law("before_T1_D12296", Residual::kBefore, 1, 1, 12296);
   spec.bench.push_back(
       {"before_N4096_D128", [](CaseMaker& m) { return Make(m, Residual::kBefore, 16, 256, 128); }});
   spec.bench.push_back(

@@ -1,4 +1,5 @@
 #include <climits>
+#include <utility>
 
 #include "kernels/base/cuda.cuh"
 #include "kernels/short_conv/short_conv.h"
@@ -22,268 +23,376 @@ struct Arguments {
   int64_t doc_batch;
   View3<T> y;
   View3<float> rstd;
-  int B, L, C, W;
+  int B, L, C, W, run;
   bool silu;
   int norm_channels, group;  // without norms a group is one pack
   float eps;
+  int across;  // blocks that share a token's channels: neighbours, so that rows are read as a whole
   int lanes;   // threads of a block that have channels
   int folded;  // a power of two that divides the threads of a group: they sum by shuffles
   // backward
   View3<const T> dy;
   View3<T> dx;
   bool accumulate_dx;
-  float* dw;  // [gridDim.x, W, C]
+  float* dw;  // [parts, W, C]
 };
 
-// Channels and taps of one thread. Tap d is of the token d before the current one.
+// Rows of one sequence, from channel c on.
+template <class T>
+class Rows {
+ public:
+  __device__ Rows(const View3<T>& view, int b, int c)
+      : first_(reinterpret_cast<Byte*>(&view(b, 0, c))),
+        stride_(static_cast<int>(view.stride[1] * sizeof(T))) {}
+  __device__ T* operator()(int t) const {
+    return reinterpret_cast<T*>(first_ + int64_t{t} * stride_);
+  }
+
+ private:
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  Byte* first_;
+  int stride_;
+};
+
+// Channels and taps of one thread. Tap d is of the token d before the current one. A thread without
+// channels computes those of the first and stores nothing.
 template <class T, int N, int kWidth>
 struct Channels {
-  int first;
   bool exist, normed;
+  int first, of_block, group;
   float tap[kWidth][N];
 
-  __device__ explicit Channels(const Arguments<T>& a)
-      : first((blockIdx.y * a.lanes + threadIdx.x) * N),
-        exist(threadIdx.x < a.lanes && first < a.C),
-        normed(exist && first < a.norm_channels) {
+  __device__ explicit Channels(const Arguments<T>& a) {
+    of_block = blockIdx.x % a.across * a.lanes * N;
+    const int c = of_block + threadIdx.x * N;
+    exist = threadIdx.x < a.lanes && c < a.C;
+    normed = exist && c < a.norm_channels;
+    first = exist ? c : 0;
+    group = normed ? c / a.group : 0;
 #pragma unroll
     for (int d = 0; d < kWidth; ++d) {
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        tap[d][i] = exist && d < a.W
-                        ? ToFloat(a.w[(first + i) * a.w_channel + (a.W - 1 - d) * a.w_tap])
-                        : 0;
+        const int64_t channel = first + i, j = a.W - 1 - d;
+        tap[d][i] = d < a.W ? ToFloat(a.w[channel * a.w_channel + j * a.w_tap]) : 0;
       }
     }
   }
 };
 
+// N elements as they are in memory, in words where they fill some.
+template <class T, int N>
+using Raw = std::conditional_t<sizeof(T) * N % 4 == 0,
+                               Pack<uint32_t, std::max<int>(1, sizeof(T) * N / 4)>, Pack<T, N>>;
+
 template <int N, class T>
-__device__ Pack<T, N> LoadPack(bool there, const T* from) {
-  if (there) return *reinterpret_cast<const Pack<T, N>*>(from);
-  Pack<T, N> zero;
-#pragma unroll
-  for (int i = 0; i < N; ++i) zero.at[i] = FromFloat<T>(0);
-  return zero;
+__device__ Raw<T, N> RawAt(const T* from) {
+  return *reinterpret_cast<const Raw<T, N>*>(from);
+}
+template <int N, class T>
+__device__ void Unpack(const Raw<T, N>& raw, float (&to)[N]) {
+  Load(reinterpret_cast<const T*>(raw.at), to);
 }
 
-// x[i] is the input of token begin - (kWidth - 1) + i, up to the one before `begin`.
-template <class T, int N, int kWidth, int kRows>
-__device__ void LoadPast(const Arguments<T>& a, const Channels<T, N, kWidth>& channels, int b,
-                         int begin, float (&x)[kRows][N]) {
-#pragma unroll
-  for (int i = 0; i < kWidth - 1; ++i) {
-    const int t = begin - (kWidth - 1) + i;
-    const bool old = t < 0 && t >= 1 - a.W && a.history;
-    const T* from = old ? &a.history(b, t + a.W - 1, channels.first) : &a.x(b, t, channels.first);
-    Load(LoadPack<N>(channels.exist && (old || t >= 0), from).at, x[i]);
+// The rows of some tokens in registers: token t is in row t - begin of the ring, modulo its size,
+// where that is known to the compiler. There is room for the tokens that a step computes and those
+// before them that their taps reach.
+constexpr int kTokens = 4;  // of a step
+template <int kWidth>
+inline constexpr int kRing = (kWidth - 1 + kTokens - 1) / kTokens* kTokens + kTokens;
+template <int N, int kWidth>
+using Ring = float[kRing<kWidth>][N];
+
+// Calls f.operator()<k>() for k in [0, n).
+template <int n, class F>
+__device__ void Unroll(F&& f) {
+  [&]<int... k>(std::integer_sequence<int, k...>) { (f.template operator()<k>(), ...); }
+  (std::make_integer_sequence<int, n>{});
+}
+
+// Calls step.operator()<row of token t>(t) for t from begin to end, in whole rounds of the ring.
+template <int kWidth, class Step>
+__device__ void ForSteps(int begin, int end, Step&& step) {
+  for (int t = begin; t < end; t += kRing<kWidth>) {
+    Unroll<kRing<kWidth> / kTokens>(
+        [&]<int k>() { step.template operator()<k * kTokens>(t + k * kTokens); });
   }
 }
 
-// How many tokens back token t may look: not before its document.
-template <class T>
-__device__ int Reach(const Arguments<T>& a, int b, int t) {
-  const int start = a.doc_start ? a.doc_start[b * a.doc_batch + min(t, a.L - 1)] : 0;
-  return start > 0 ? min(t - start, a.W - 1) : a.W - 1;
+// The rows before token begin.
+template <int N, int kWidth, class T>
+__device__ void LoadPast(const Arguments<T>& a, int b, int begin, int c, Ring<N, kWidth>& x) {
+#pragma unroll
+  for (int i = 1; i < kWidth; ++i) {
+    const int t = begin - i;
+    const bool old = t < 0 && t >= 1 - a.W && a.history;
+    const T* from = old ? &a.history(b, t + a.W - 1, c) : &a.x(b, t, c);
+    Unpack<N, T>(old || t >= 0 ? RawAt<N>(from) : Raw<T, N>{}, x[kRing<kWidth> - i]);
+  }
 }
 
-template <int N, int kWidth>
-__device__ void Convolve(const float (&tap)[kWidth][N], const float (*x)[N], int reach,
+// How many tokens back token t may look: not before its document. Taps behind the width are zero.
+template <bool kDocuments, int kPast, class T>
+__device__ int Reach(const Arguments<T>& a, int b, int t) {
+  if (!kDocuments) return kPast;
+  const int start = a.doc_start[b * a.doc_batch + min(t, a.L - 1)];
+  return start > 0 ? t - start : kPast;
+}
+
+// z = sum of tap_d x_{t-d}, for the token in row kRow.
+template <int kRow, int N, int kWidth>
+__device__ void Convolve(const float (&tap)[kWidth][N], const Ring<N, kWidth>& x, int reach,
                          float (&z)[N]) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) z[i] = tap[0][i] * x[kWidth - 1][i];
+  for (int d = 0; d < kWidth; ++d) {
+    if (d > reach) break;
 #pragma unroll
-  for (int d = 1; d < kWidth; ++d) {
-    if (d > reach) continue;
-#pragma unroll
-    for (int i = 0; i < N; ++i) z[i] += tap[d][i] * x[kWidth - 1 - d][i];
+    for (int i = 0; i < N; ++i) {
+      const float term = tap[d][i] * x[(kRow + kRing<kWidth> - d) % kRing<kWidth>][i];
+      z[i] = d == 0 ? term : z[i] + term;
+    }
   }
 }
 
 __device__ float Sigmoid(float z) { return FastReciprocal(1 + FastExp(-z)); }
 
-// Sums over the threads of a group, of several numbers at once, in a fixed order. Every thread of
-// the block calls it with the `round` after the last.
-template <int kNumbers, int kThreads, class T>
-__device__ void SumOverGroup(const Arguments<T>& a, int threads, int round, float (&x)[kNumbers]) {
-  for (int offset = 1; offset < a.folded; offset *= 2) {
+// Sums over the threads of a group, of several numbers at once, in a fixed order: by shuffles over
+// a power of two of them, by shared memory over the rest. Every thread of the block calls it.
+template <int kNumbers, int kThreads>
+class GroupSum {
+ public:
+  template <class T>
+  __device__ GroupSum(const Arguments<T>& a, int threads)
+      : folded_(a.folded),
+        parts_(threads / a.folded),
+        mine_(threadIdx.x % a.folded == 0 ? static_cast<int>(threadIdx.x / a.folded) : -1),
+        first_(threadIdx.x < a.lanes ? threadIdx.x / threads * parts_ : 0) {}
+
+  __device__ void operator()(float (&x)[kNumbers]) {
 #pragma unroll
-    for (int k = 0; k < kNumbers; ++k) x[k] += __shfl_xor_sync(~0u, x[k], offset);
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      if (offset >= folded_) break;
+#pragma unroll
+      for (int k = 0; k < kNumbers; ++k) x[k] += __shfl_xor_sync(~0u, x[k], offset);
+    }
+    if (parts_ == 1) return;
+    // Two buffers: who is a call ahead cannot overwrite what others still read.
+    __shared__ Pack<float, kNumbers> sums[2][kThreads];
+    buffer_ ^= 1;
+    if (mine_ >= 0) Store(x, sums[buffer_][mine_].at);
+    __syncthreads();
+    Load(sums[buffer_][first_].at, x);
+#pragma unroll 2
+    for (int p = 1; p < parts_; ++p) {
+      float part[kNumbers];
+      Load(sums[buffer_][first_ + p].at, part);
+#pragma unroll
+      for (int k = 0; k < kNumbers; ++k) x[k] += part[k];
+    }
   }
-  if (a.folded == threads) return;
-  __shared__ Pack<float, kNumbers> sums[2][kThreads];
-  Pack<float, kNumbers>* parts = sums[round % 2];
-  if (threadIdx.x % a.folded == 0) Store(x, parts[threadIdx.x / a.folded].at);
-  __syncthreads();
-  if (threadIdx.x >= a.lanes) return;
-  const int parts_of_group = threads / a.folded, first = threadIdx.x / threads * parts_of_group;
-  Load(parts[first].at, x);
-  for (int p = 1; p < parts_of_group; ++p) {
-    float part[kNumbers];
-    Load(parts[first + p].at, part);
+
+ private:
+  int folded_, parts_, mine_, first_, buffer_ = 0;
+};
+
+// Blocks take every parts-th run of every sequence; neighbouring blocks share its channels.
+struct Runs {
+  template <class T>
+  __device__ explicit Runs(const Arguments<T>& a)
+      : per_sequence((a.L + a.run - 1) / a.run),
+        all(a.B * per_sequence),
+        parts(gridDim.x / a.across),
+        part(blockIdx.x / a.across) {}
+  int per_sequence, all, parts, part;
+};
+
+template <class T, int N, int kWidth, bool kDocuments>
+__global__ void __launch_bounds__(kMaxThreads<N>) Forward(const __grid_constant__ Arguments<T> a) {
+  constexpr int kPast = kWidth - 1;
+  const Channels<T, N, kWidth> channels(a);
+  const int c = channels.first, threads = a.group / N;
+  const bool norms = channels.of_block < a.norm_channels;
+  const bool writes_rstd = a.rstd && channels.normed && threadIdx.x % threads == 0;
+  GroupSum<kTokens, kMaxThreads<N>> sum_over_group(a, threads);
+  const Runs runs(a);
+  for (int run = runs.part; run < runs.all; run += runs.parts) {
+    const int b = run / runs.per_sequence, begin = run % runs.per_sequence * a.run;
+    const int end = min(begin + a.run, a.L);
+    const int y_end = channels.exist ? end : 0, rstd_end = writes_rstd ? end : 0;
+    const Rows<const T> x_at(a.x, b, c);
+    const Rows<T> y_at(a.y, b, c);
+    const Rows<float> rstd_at(a.rstd, b, channels.group);
+    Ring<N, kWidth> x;
+    LoadPast<N, kWidth>(a, b, begin, c, x);
+    Raw<T, N> next[kTokens];
+    const auto load = [&](int t) {
 #pragma unroll
-    for (int k = 0; k < kNumbers; ++k) x[k] += part[k];
+      for (int k = 0; k < kTokens; ++k) next[k] = RawAt<N>(x_at(min(t + k, a.L - 1)));
+    };
+    load(begin);
+    ForSteps<kWidth>(begin, end, [&]<int kRow>(int t) {
+#pragma unroll
+      for (int k = 0; k < kTokens; ++k) Unpack<N, T>(next[k], x[kRow + k]);
+      load(t + kTokens);
+      float s[kTokens][N];
+      Unroll<kTokens>([&]<int k>() {
+        Convolve<kRow + k>(channels.tap, x, Reach<kDocuments, kPast>(a, b, t + k), s[k]);
+      });
+      if (a.silu) {
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) s[k][i] *= Sigmoid(s[k][i]);
+        }
+      }
+      if (norms) {
+        float scale[kTokens];
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+          scale[k] = 0;
+#pragma unroll
+          for (int i = 0; i < N; ++i) scale[k] += s[k][i] * s[k][i];
+        }
+        sum_over_group(scale);
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+          scale[k] = channels.normed ? rsqrtf(scale[k] + a.eps) : 1;
+          if (t + k < rstd_end) *rstd_at(t + k) = scale[k];
+#pragma unroll
+          for (int i = 0; i < N; ++i) s[k][i] *= scale[k];
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kTokens; ++k) {
+        if (t + k < y_end) Store(s[k], y_at(t + k));
+      }
+    });
   }
 }
 
-template <class T, int N, int kWidth>
-__global__ void __launch_bounds__(kMaxThreads<N>)
-    Forward(const __grid_constant__ Arguments<T> a, int run) {
-  constexpr int kTokens = 4, kPast = kWidth - 1;
-  const Channels<T, N, kWidth> channels(a);
-  const int c = channels.first, threads = a.group / N;
-  const bool norms = blockIdx.y * a.lanes * N < a.norm_channels;
-  const int runs = (a.L + run - 1) / run, b = blockIdx.x / runs;
-  const int begin = blockIdx.x % runs * run, end = min(begin + run, a.L);
-  float x[kPast + kTokens][N];
-  LoadPast(a, channels, b, begin, x);
-  Pack<T, N> next[kTokens];
-  const auto load = [&](int t) {
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k)
-      next[k] = LoadPack<N>(channels.exist && t + k < end, &a.x(b, t + k, c));
-  };
-  load(begin);
-  for (int t = begin, round = 0; t < end; t += kTokens, ++round) {
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k) Load(next[k].at, x[kPast + k]);
-    load(t + kTokens);
-    float s[kTokens][N], scale[kTokens];
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
-      Convolve<N, kWidth>(channels.tap, x + k, Reach(a, b, t + k), s[k]);
-      if (a.silu) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) s[k][i] *= Sigmoid(s[k][i]);
-      }
-      scale[k] = 0;
-#pragma unroll
-      for (int i = 0; i < N; ++i) scale[k] += s[k][i] * s[k][i];
-    }
-    if (norms) SumOverGroup<kTokens, kMaxThreads<N>>(a, threads, round, scale);
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
-      if (!channels.exist || t + k >= end) break;
-      if (channels.normed) {
-        scale[k] = rsqrtf(scale[k] + a.eps);
-        if (a.rstd && threadIdx.x % threads == 0) a.rstd(b, t + k, c / a.group) = scale[k];
-#pragma unroll
-        for (int i = 0; i < N; ++i) s[k][i] *= scale[k];
-      }
-      Store(s[k], &a.y(b, t + k, c));
-    }
-#pragma unroll
-    for (int i = 0; i < kPast; ++i) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) x[i][j] = x[kTokens + i][j];
-    }
-  }
-}
+// Few enough for kMaxThreads, and for four small blocks per processor at the usual widths.
+template <int N, int kWidth>
+inline constexpr int kBackwardRegisters = N == 1        ? 64
+                                          : kWidth <= 4 ? 168
+                                                        : 255;
 
 // z is computed again; with s = silu(z), y = s rstd:
 //   ds = rstd (dy - s rstd^2 <s, dy>),  dz = ds silu'(z),
 //   dx_t = sum_d tap_d dz_{t+d},  dtap_d = sum_t dz_t x_{t-d}
-// A block takes every gridDim.x-th run. What its last tokens owe to the next run's dz is computed
-// twice.
-template <class T, int N, int kWidth>
-__global__ void __launch_bounds__(kMaxThreads<N>)
-    Backward(const __grid_constant__ Arguments<T> a, int run) {
-  constexpr int kTokens = 4, kPast = kWidth - 1;
+// The dz that the last tokens of a run need of the next run are computed twice.
+template <class T, int N, int kWidth, bool kDocuments>
+__global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
+    Backward(const __grid_constant__ Arguments<T> a) {
+  constexpr int kPast = kWidth - 1, kSize = kRing<kWidth>;
   const Channels<T, N, kWidth> channels(a);
   const int c = channels.first, threads = a.group / N;
-  const bool norms = blockIdx.y * a.lanes * N < a.norm_channels;
-  const int runs = (a.L + run - 1) / run;
+  GroupSum<kTokens, kMaxThreads<N>> sum_over_group(a, threads);
+  const bool norms = channels.of_block < a.norm_channels;
   float dtap[kWidth][N] = {};
-  int round = 0;
-  for (int piece = blockIdx.x; piece < a.B * runs; piece += gridDim.x) {
-    const int b = piece / runs, begin = piece % runs * run, end = min(begin + run, a.L);
-    float x[kPast + kTokens][N], dx[kPast + kTokens][N] = {};
-    LoadPast(a, channels, b, begin, x);
-    Pack<T, N> next_x[kTokens], next_dy[kTokens];
-    float next_rstd[kTokens];
+  const Runs runs(a);
+  for (int run = runs.part; run < runs.all; run += runs.parts) {
+    const int b = run / runs.per_sequence, begin = run % runs.per_sequence * a.run;
+    const int end = min(begin + a.run, a.L);
+    const Rows<const T> x_at(a.x, b, c), dy_at(a.dy, b, c);
+    const Rows<T> dx_at(a.dx, b, c);
+    const Rows<float> rstd_at(a.rstd, b, channels.group);
+    Ring<N, kWidth> x, dx = {};
+    LoadPast<N, kWidth>(a, b, begin, c, x);
+    Raw<T, N> next_x[kTokens], next_dy[kTokens];
     const auto load = [&](int t) {
 #pragma unroll
       for (int k = 0; k < kTokens; ++k) {
-        const bool there = t + k < min(end + kPast, a.L);
-        next_x[k] = LoadPack<N>(channels.exist && there, &a.x(b, t + k, c));
-        next_dy[k] = LoadPack<N>(channels.exist && there, &a.dy(b, t + k, c));
-        next_rstd[k] = channels.normed && there ? a.rstd(b, t + k, c / a.group) : 1;
+        next_x[k] = RawAt<N>(x_at(min(t + k, a.L - 1)));
+        next_dy[k] = RawAt<N>(dy_at(min(t + k, a.L - 1)));
       }
     };
     load(begin);
-    for (int t = begin; t < end + kPast; t += kTokens, ++round) {
-      // dz = rstd (straight - s_grad <s, dy> rstd^2)
-      float straight[kTokens][N], s_grad[kTokens][N], dot[kTokens], rstd[kTokens];
-      int reach[kTokens];
+    ForSteps<kWidth>(begin, end + kPast, [&]<int kRow>(int t) {
+      // dz = rstd (straight - s_grad <s, dy> rstd^2), and ends up in `straight`.
+      float straight[kTokens][N], s_grad[kTokens][N], dot[kTokens] = {}, rstd[kTokens];
 #pragma unroll
       for (int k = 0; k < kTokens; ++k) {
-        Load(next_x[k].at, x[kPast + k]);
-        Load(next_dy[k].at, straight[k]);
-        rstd[k] = next_rstd[k];
-        reach[k] = Reach(a, b, t + k);
+        Unpack<N, T>(next_x[k], x[kRow + k]);
+        Unpack<N, T>(t + k < a.L ? next_dy[k] : Raw<T, N>{}, straight[k]);
+        if (norms) rstd[k] = *rstd_at(min(t + k, a.L - 1));
       }
       load(t + kTokens);
+      Unroll<kTokens>([&]<int k>() {
+        Convolve<kRow + k>(channels.tap, x, Reach<kDocuments, kPast>(a, b, t + k), s_grad[k]);
+      });
+      if (a.silu) {
 #pragma unroll
-      for (int k = 0; k < kTokens; ++k) {
-        Convolve<N, kWidth>(channels.tap, x + k, reach[k], s_grad[k]);
-        dot[k] = 0;
+        for (int k = 0; k < kTokens; ++k) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-          float s = s_grad[k][i], grad = 1;
-          if (a.silu) {
-            const float sigmoid = Sigmoid(s);
-            s *= sigmoid;
-            grad = sigmoid + s * (1 - sigmoid);
+          for (int i = 0; i < N; ++i) {
+            const float sigmoid = Sigmoid(s_grad[k][i]), s = s_grad[k][i] * sigmoid,
+                        grad = sigmoid + s * (1 - sigmoid);
+            dot[k] += s * straight[k][i];
+            s_grad[k][i] = s * grad;
+            straight[k][i] *= grad;
           }
-          dot[k] += s * straight[k][i];
-          s_grad[k][i] = s * grad;
-          straight[k][i] *= grad;
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) dot[k] += s_grad[k][i] * straight[k][i];
         }
       }
-      if (norms) SumOverGroup<kTokens, kMaxThreads<N>>(a, threads, round, dot);
+      if (norms) {
+        sum_over_group(dot);
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+          const float outer = channels.normed ? rstd[k] : 1,
+                      inner = channels.normed ? dot[k] * rstd[k] * rstd[k] : 0;
+#pragma unroll
+          for (int i = 0; i < N; ++i)
+            straight[k][i] = outer * (straight[k][i] - s_grad[k][i] * inner);
+        }
+      }
+      // Tokens behind the sequence have no dz; those of the next run belong to its dtap.
 #pragma unroll
       for (int k = 0; k < kTokens; ++k) {
-        const float scale = channels.normed ? dot[k] * rstd[k] * rstd[k] : 0;
-        float dz[N];
-#pragma unroll
-        for (int i = 0; i < N; ++i) dz[i] = rstd[k] * (straight[k][i] - s_grad[k][i] * scale);
+        const int reach = Reach<kDocuments, kPast>(a, b, t + k);
 #pragma unroll
         for (int d = 0; d < kWidth; ++d) {
-          if (d > reach[k]) continue;
+          if (d > reach) break;
+          const int row = (kRow + k + kSize - d) % kSize;
 #pragma unroll
-          for (int i = 0; i < N; ++i) dx[kPast + k - d][i] += channels.tap[d][i] * dz[i];
-          if (t + k >= end) continue;
-#pragma unroll
-          for (int i = 0; i < N; ++i) dtap[d][i] += dz[i] * x[kPast + k - d][i];
+          for (int i = 0; i < N; ++i) {
+            dx[row][i] += channels.tap[d][i] * straight[k][i];
+            if (t < end) dtap[d][i] += straight[k][i] * x[row][i];
+          }
         }
       }
+      const auto for_done = [&](auto&& body) {
+        const unsigned own = channels.exist ? end - begin : 0;
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+          const int done = t + k - kPast, row = (kRow + k + kSize - kPast) % kSize;
+          if (static_cast<unsigned>(done - begin) < own) body(dx_at(done), dx[row]);
+        }
+      };
+      if (a.accumulate_dx) {
+        for_done([&](const T* from, float(&sum)[N]) {
+          float before[N];
+          Load(from, before);
+#pragma unroll
+          for (int i = 0; i < N; ++i) sum[i] += before[i];
+        });
+      }
+      for_done([&](T* to, const float(&sum)[N]) { Store(sum, to); });
 #pragma unroll
       for (int k = 0; k < kTokens; ++k) {
-        const int done = t + k - kPast;
-        if (!channels.exist || done < begin || done >= end) continue;
-        T* to = &a.dx(b, done, c);
-        if (a.accumulate_dx) {
-          float before[N];
-          Load(to, before);
 #pragma unroll
-          for (int i = 0; i < N; ++i) dx[k][i] += before[i];
-        }
-        Store(dx[k], to);
+        for (int i = 0; i < N; ++i) dx[(kRow + k + kSize - kPast) % kSize][i] = 0;
       }
-#pragma unroll
-      for (int i = 0; i < kPast + kTokens; ++i) {
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-          if (i < kPast) x[i][j] = x[kTokens + i][j];
-          dx[i][j] = i < kPast ? dx[kTokens + i][j] : 0;
-        }
-      }
-    }
+    });
   }
 #pragma unroll
   for (int d = 0; d < kWidth; ++d) {
     if (channels.exist && d < a.W)
-      Store(dtap[d], a.dw + (int64_t{blockIdx.x} * a.W + a.W - 1 - d) * a.C + c);
+      Store(dtap[d], a.dw + (int64_t{runs.part} * a.W + a.W - 1 - d) * a.C + c);
   }
 }
 
@@ -360,13 +469,13 @@ Arguments<T> ArgumentsOf(const ShortConvFwd& f, Blocks& blocks) {
   a.group = f.norm_channels > 0 ? i(f.norm_group) : N;
   a.eps = static_cast<float>(f.norm_eps);
   blocks = BlocksFor<N>(a.C, a.group);
-  a.lanes = blocks.lanes;
+  a.lanes = blocks.lanes, a.across = blocks.across;
   a.folded = 1;
   while (a.folded < kWarp && a.group / N % (2 * a.folded) == 0) a.folded *= 2;
   return a;
 }
 
-// Calls launch.operator()<T, N, width>().
+// Calls launch.operator()<T, N, width, documents>().
 template <class F>
 void DispatchConv(const ShortConvFwd& f, const TensorView& dy, const TensorView& dx, F&& launch) {
   Check(f.norm_channels == 0 || f.norm_group <= kMaxGroup, "short_conv: norm_group is ",
@@ -379,24 +488,40 @@ void DispatchConv(const ShortConvFwd& f, const TensorView& dy, const TensorView&
     bool packable = f.norm_channels == 0 || f.norm_group % kN == 0;
     for (const TensorView* v : {&f.x, &f.y, &f.history, &dy, &dx})
       packable = packable && Packable<T>(*v, kN);
+    const auto documents = [&]<int N, int kWidth>() {
+      f.doc_start.defined() ? launch.template operator()<T, N, kWidth, true>()
+                            : launch.template operator()<T, N, kWidth, false>();
+    };
     const auto width = [&]<int N>() {
-      f.w.dim(1) <= 4 ? launch.template operator()<T, N, 4>()
-                      : launch.template operator()<T, N, kShortConvMaxWidth>();
+      f.w.dim(1) <= 4 ? documents.template operator()<N, 4>()
+                      : documents.template operator()<N, kShortConvMaxWidth>();
     };
     packable ? width.template operator()<kN>() : width.template operator()<1>();
     CheckLaunch("short_conv");
   });
 }
 
+// One wave of blocks, each with as many runs as any other: how many blocks share the tokens.
+template <class T, class Kernel>
+int PartsFor(CudaStream& stream, Kernel kernel, const Arguments<T>& a, int threads) {
+  int resident = 0;
+  CudaCheck(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, 0),
+            "short_conv");
+  const int runs = a.B * CeilDiv(a.L, a.run);
+  const int most = std::max(1, resident * stream.multiprocessors() / a.across);
+  return CeilDiv(runs, CeilDiv(runs, most));
+}
+
 }  // namespace
 
 void Run(CudaStream& stream, const ShortConvFwd& f) {
-  DispatchConv(f, {}, {}, [&]<class T, int N, int kWidth>() {
-    constexpr int kRun = 32;
+  DispatchConv(f, {}, {}, [&]<class T, int N, int kWidth, bool kDocuments>() {
     Blocks blocks;
-    const Arguments<T> a = ArgumentsOf<N, T>(f, blocks);
-    const dim3 grid(static_cast<unsigned>(a.B * CeilDiv(a.L, kRun)), blocks.across);
-    Forward<T, N, kWidth><<<grid, blocks.threads, 0, stream.handle()>>>(a, kRun);
+    Arguments<T> a = ArgumentsOf<N, T>(f, blocks);
+    a.run = 72;
+    const auto kernel = Forward<T, N, kWidth, kDocuments>;
+    const int parts = PartsFor(stream, kernel, a, blocks.threads);
+    kernel<<<parts * a.across, blocks.threads, 0, stream.handle()>>>(a);
     if (!f.history_out.defined()) return;
     constexpr int kThreads = 128;
     KeepHistory<T><<<dim3(CeilDiv(a.C, kThreads), a.B), kThreads, 0, stream.handle()>>>(
@@ -405,23 +530,17 @@ void Run(CudaStream& stream, const ShortConvFwd& f) {
 }
 
 void Run(CudaStream& stream, const ShortConvBwd& g) {
-  DispatchConv(g.fwd, g.dy, g.dx, [&]<class T, int N, int kWidth>() {
-    constexpr int kRun = 64;
+  DispatchConv(g.fwd, g.dy, g.dx, [&]<class T, int N, int kWidth, bool kDocuments>() {
     Blocks blocks;
     Arguments<T> a = ArgumentsOf<N, T>(g.fwd, blocks);
+    a.run = 72 - kRing<kWidth> + kTokens;
     a.dy = View3<const T>(g.dy.As<const T, 3>());
     a.dx = View3<T>(g.dx.As<T, 3>());
     a.accumulate_dx = g.dx.accumulate;
-    const auto kernel = Backward<T, N, kWidth>;
-    // One wave of blocks, each with as many runs as any other, keeps the sums of dw few.
-    int resident = 0;
-    CudaCheck(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, blocks.threads, 0),
-              "short_conv");
-    const int pieces = a.B * CeilDiv(a.L, kRun);
-    const int columns = std::max(1, resident * stream.multiprocessors() / blocks.across);
-    const int parts = CeilDiv(pieces, CeilDiv(pieces, columns));
+    const auto kernel = Backward<T, N, kWidth, kDocuments>;
+    const int parts = PartsFor(stream, kernel, a, blocks.threads);
     a.dw = static_cast<float*>(stream.Scratch(int64_t{parts} * a.W * a.C * 4));
-    kernel<<<dim3(parts, blocks.across), blocks.threads, 0, stream.handle()>>>(a, kRun);
+    kernel<<<parts * a.across, blocks.threads, 0, stream.handle()>>>(a);
     CheckLaunch("short_conv");
     SumTaps<<<CeilDiv(int64_t{a.W} * a.C, kWarp), dim3(kWarp, kSumWarps), 0, stream.handle()>>>(
         a.dw, parts, a.W, a.C, g.dw.Data<float>(), g.dw.stride(0), g.dw.stride(1), g.dw.accumulate);

@@ -24,6 +24,9 @@ void AddOp_swiglu(OpSuite& suite) {
   law("B2_T7_F16", 2, 7, 16);
   law("B1_T65_F33", 1, 65, 33);
   law("B2_T63_F300", 2, 63, 300);
+  law("B3_T41_F48", 3, 41, 48);
+  law("T3_F520", 1, 3, 520);
+  law("T1_F12296", 1, 1, 12296);
   spec.bench.push_back({"4096_F512", [](CaseMaker& m) { return Make(m, 16, 256, 512); }});
   spec.bench.push_back({"8192_F1024", [](CaseMaker& m) { return Make(m, 8, 1024, 1024); }});
   spec.gpu_bench.push_back(
