@@ -12,7 +12,7 @@ namespace {
 constexpr int kBlocks = kC / 16;  // of 16 tokens
 constexpr int kLd = kC + 8;       // between rows of a [C, C] tile in shared memory
 constexpr int kSquare = kC * kLd;
-constexpr float kForgets = -87;   // exp of less is no normal number: what was before is forgotten
+constexpr float kForgets = -87;  // exp of less is no normal number: what was before is forgotten
 
 // A boundary is a token whose past is nothing to it: it starts a document or forgets all. Decays
 // across a boundary are 0 and the sums of logarithms leave it out, so that they stay small.
@@ -113,9 +113,8 @@ __device__ void Decays(const Gates& gates, int row, int column, Tile& decay) {
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
     const int r = e % 4 / 2, i = i0 + 8 * r, j = j0 + 8 * (e / 4) + e % 2;
-    decay[e / 4][e % 4] = j <= i && gates.segment[j] == segment[r]
-                              ? __expf(log_sum[r] - gates.log_sum[j])
-                              : 0;
+    decay[e / 4][e % 4] =
+        j <= i && gates.segment[j] == segment[r] ? __expf(log_sum[r] - gates.log_sum[j]) : 0;
   }
 }
 
@@ -141,25 +140,10 @@ __device__ Fragment ScaleTokens(const Fragment& x, const float* by, float factor
   return scaled;
 }
 
-#ifndef SPLIT
-#define SPLIT 0
-#endif
-#if SPLIT >= 1
-using Part1 = SplitFragment;
-__device__ inline void Operand1(const Tile& x, SplitFragment& y) { y = Split(x); }
-#else
-using Part1 = Fragment;
-__device__ inline void Operand1(const Tile& x, Fragment& y) { y = Pack(x); }
-#endif
-#if SPLIT >= 2
-#define PACK2 Split
-#else
-#define PACK2 Pack
-#endif
 // R = V - from_start (K S), given K S; then U = M R. All of it transposed.
 __device__ void WrittenRows(Tile (&read)[kBlocks], const ColumnBlock (&v)[kBlocks],
                             const float* from_start, const BF16* m, Tile (&u)[kBlocks]) {
-  Part1 r[kBlocks];
+  Fragment r[kBlocks];
 #pragma unroll
   for (int t = 0; t < kBlocks; ++t) {
     const Fragment value = Transpose(v[t]);
@@ -170,7 +154,7 @@ __device__ void WrittenRows(Tile (&read)[kBlocks], const ColumnBlock (&v)[kBlock
       part[0] = pair.x - s.x * part[0];
       part[1] = pair.y - s.y * part[1];
     }
-    Operand1(read[t], r[t]);
+    r[t] = Pack(read[t]);
   }
 #pragma unroll
   for (int i = 0; i < kBlocks; ++i) {
@@ -188,9 +172,7 @@ struct PrepareTiles {
   float diagonal[kBlocks][16 * 20];
   BF16 m[2 * kSquare];  // N, then its inverse in the place of diagonal blocks, in the end M^T
 
-  static int64_t Bytes(int K) {
-    return sizeof(PrepareTiles) + sizeof(BF16) * 2 * kC * (K + 8);
-  }
+  static int64_t Bytes(int K) { return sizeof(PrepareTiles) + sizeof(BF16) * 2 * kC * (K + 8); }
 };
 
 // M^T, given N. With X = (I + N)^-1 in blocks, X_ij = -X_ii sum_{j <= l < i} N_il X_lj. Warp j has
@@ -271,7 +253,8 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
   }
   // N = beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i
   const int64_t tile = int64_t{blockIdx.x} * kC * kC;
-  const float beta[2] = {s.gates.beta[16 * warp + lane / 4], s.gates.beta[16 * warp + lane / 4 + 8]};
+  const float beta[2] = {s.gates.beta[16 * warp + lane / 4],
+                         s.gates.beta[16 * warp + lane / 4 + 8]};
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
     if (block > warp) break;
@@ -328,8 +311,8 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
       ColumnBlock value[kBlocks];
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
-        value[t] = LoadColumns(f.v(c.b, c.begin + 16 * t, c.h) + v, f.v.stride[1],
-                               c.count - 16 * t);
+        value[t] =
+            LoadColumns(f.v(c.b, c.begin + 16 * t, c.h) + v, f.v.stride[1], c.count - 16 * t);
       }
       WaitForCopies();
       __syncwarp();
@@ -424,20 +407,11 @@ struct StateColumns {
       const Fragment s = Pack(at[block]);
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
-        Mma(out[t], s,
-            RightTransposed(x + 16 * t * Stage<kK>::kLdK + 16 * block, Stage<kK>::kLdK));
+        Mma(out[t], s, RightTransposed(x + 16 * t * Stage<kK>::kLdK + 16 * block, Stage<kK>::kLdK));
       }
     }
   }
   // S^T += W^T X, where W^T [16, 16] belongs to the 16 tokens of X
-  __device__ void Write(const SplitFragment& w, const BF16* x) {
-#pragma unroll
-    for (int block = 0; block < kK / 16; ++block) {
-      const Fragment r = Right(x + 16 * block, Stage<kK>::kLdK);
-      Mma(at[block], w.low, r);
-      Mma(at[block], w.high, r);
-    }
-  }
   __device__ void Write(const Fragment& w, const BF16* x) {
 #pragma unroll
     for (int block = 0; block < kK / 16; ++block)
@@ -505,7 +479,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
 #pragma unroll
     for (int t = 0; t < kBlocks; ++t) {
       ScaleTokens(u[t], stage.to_end + 16 * t);
-      state.Write(PACK2(u[t]), stage.k + 16 * t * Stage<kK>::kLdK);
+      state.Write(Pack(u[t]), stage.k + 16 * t * Stage<kK>::kLdK);
     }
   }
   if (f.final_state) {
@@ -543,7 +517,8 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
     // dU = to_end (K dS) + P^T dY
     Tile sum[kBlocks] = {};
     dstate.Read(stage.k, sum);
-    Fragment dy[kBlocks]; Part1 du[kBlocks];
+    Fragment dy[kBlocks];
+    Fragment du[kBlocks];
 #pragma unroll
     for (int t = 0; t < kBlocks; ++t) {
       dy[t] = Transpose(upstream[t]);
@@ -554,7 +529,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
 #pragma unroll
       for (int i = j; i < kBlocks; ++i)
         Mma(sum[j], dy[i], Right(stage.p + 16 * i * kLd + 16 * j, kLd));
-      Operand1(sum[j], du[j]);
+      du[j] = Pack(sum[j]);
     }
     // dV = M^T dU
     Tile dv[kBlocks] = {};
@@ -573,7 +548,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
       dstate.Write(ScaleTokens(dy[t], stage.from_start + 16 * t, f.scale),
                    stage.q + 16 * t * Stage<kK>::kLdK);
       ScaleTokens(dv[t], stage.from_start + 16 * t, -1);
-      dstate.Write(PACK2(dv[t]), stage.k + 16 * t * Stage<kK>::kLdK);
+      dstate.Write(Pack(dv[t]), stage.k + 16 * t * Stage<kK>::kLdK);
     }
   }
   if (f.dinitial) {
@@ -583,9 +558,9 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
   }
 }
 
-// Gradients of queries, keys and gates. Blocks go through chunks of heads, loading ahead. Keys wider
-// than kK are taken in parts, value columns in slices. Warp w has the rows of tokens 16 (w % 4) to
-// 16 (w % 4) + 15, and of blocks of 16 columns those whose number is w / 4 modulo kSides.
+// Gradients of queries, keys and gates. Blocks go through chunks of heads, loading ahead. Keys
+// wider than kK are taken in parts, value columns in slices. Warp w has the rows of tokens 16 (w %
+// 4) to 16 (w % 4) + 15, and of blocks of 16 columns those whose number is w / 4 modulo kSides.
 constexpr int kSlice = 32, kLdSlice = kSlice + 8;
 
 struct Step {
@@ -711,7 +686,7 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
     KeyGradients(const Backward<BF16> f, const Chunks chunks, int slices) {
   using Tiles = GradientTiles<kK>;
   constexpr int kLdK = Tiles::kLdK, kSides = Tiles::kSides;
-  constexpr int kParts = 2;                              // blocks of columns per warp
+  constexpr int kParts = 2;                                // blocks of columns per warp
   constexpr int kPairs = (kBlocks + kSides - 1) / kSides;  // and of tokens, where pairs matter
   extern __shared__ __align__(16) char shared[];
   Tiles& s = *reinterpret_cast<Tiles*>(shared);
