@@ -6,14 +6,12 @@
 
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
 #include <cmath>
 #include <string>
-#include <vector>
 
 #include "kernels/attention/attention.h"
 #include "kernels/base/arena.h"
-#include "kernels/base/op_spec.h"
+#include "tests/bench/gpu_bench.h"
 
 namespace weft {
 namespace {
@@ -25,18 +23,7 @@ void Attention(benchmark::State& state, int64_t B, int64_t T, int64_t H, int64_t
   const auto head = [&](const TensorView& all, int i) {
     return all.Slice(2, i * H * D, H * D).Split(2, H, D);
   };
-  const auto normal = [&](const TensorView& view) {
-    std::vector<uint16_t> values(static_cast<size_t>(view.size()));
-    Rng rng(1, Purpose::kTest, 0);
-    constexpr size_t kPeriod = 1 << 20;
-    for (size_t i = 0; i < values.size(); ++i) {
-      values[i] = i < kPeriod ? ToBF16(static_cast<float>(rng.Normal())) : values[i - kPeriod];
-    }
-    stream.Copy(view.data(), values.data(), view.bytes());
-    stream.Synchronize();
-    return view;
-  };
-  const TensorView qkv = normal(arena.Alloc(DType::kBF16, {B, T, 3 * H * D}, "qkv"));
+  const TensorView qkv = FillNormal(stream, arena.Alloc(DType::kBF16, {B, T, 3 * H * D}, "qkv"));
   const TensorView dqkv = arena.Alloc(DType::kBF16, {B, T, 3 * H * D}, "dqkv");
   AttentionBwd bwd;
   AttentionFwd& fwd = bwd.fwd;
@@ -44,7 +31,7 @@ void Attention(benchmark::State& state, int64_t B, int64_t T, int64_t H, int64_t
   fwd.q = head(qkv, 0), fwd.k = head(qkv, 1), fwd.v = head(qkv, 2);
   fwd.y = arena.Alloc(DType::kBF16, {B, T, H, D}, "y");
   fwd.lse = arena.Alloc(DType::kF32, {B, H, T}, "lse");
-  bwd.dy = normal(arena.Alloc(DType::kBF16, {B, T, H, D}, "dy"));
+  bwd.dy = FillNormal(stream, arena.Alloc(DType::kBF16, {B, T, H, D}, "dy"));
   bwd.dq = head(dqkv, 0), bwd.dk = head(dqkv, 1), bwd.dv = head(dqkv, 2);
   bwd.dq.accumulate = bwd.dk.accumulate = bwd.dv.accumulate = false;
 
@@ -52,21 +39,7 @@ void Attention(benchmark::State& state, int64_t B, int64_t T, int64_t H, int64_t
     Launch(any, fwd);
     if (backward) Launch(any, bwd);
   };
-  run();
-  const auto graph = stream.Capture(run);
-  CudaEvent start, end;
-  for (auto _ : state) {
-    std::vector<double> ms;
-    for (int i = 0; i < 33; ++i) {
-      start.Record(stream);
-      stream.Replay(*graph);
-      end.Record(stream);
-      end.Wait();
-      if (i >= 3) ms.push_back(end.MillisecondsSince(start));
-    }
-    std::nth_element(ms.begin(), ms.begin() + 15, ms.end());
-    state.SetIterationTime(1e-3 * ms[15]);
-  }
+  for (auto _ : state) state.SetIterationTime(1e-3 * Milliseconds(stream, run));
   const double flops = fwd.Flops() + (backward ? bwd.Flops() : 0);
   state.counters["TFLOP/s"] =
       benchmark::Counter(1e-12 * flops, benchmark::Counter::kIsIterationInvariantRate);

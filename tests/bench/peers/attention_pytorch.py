@@ -8,36 +8,14 @@ PyTorch's backward asks cuDNN for sums in any order, so its bits differ from run
 """
 
 import argparse
-import json
-import statistics
-import subprocess
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import gpu
+
 SHAPES = [(16, 2048, 6, 128), (4, 4096, 16, 128), (32, 1024, 4, 64), (8, 8192, 16, 128)]
-REPEATS = 30
-
-
-def milliseconds(call):
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        call()
-    times = []
-    for _ in range(REPEATS + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[3:])
 
 
 def time_pytorch(B, T, H, D):
@@ -47,15 +25,8 @@ def time_pytorch(B, T, H, D):
     dy = torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
     attention = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        yield "fwd", milliseconds(attention)
-        yield "fwd_bwd", milliseconds(lambda: torch.autograd.grad(attention(), (q, k, v), dy))
-
-
-def time_weft(program, shape):
-    command = [program, f"--benchmark_filter=^{shape}/", "--benchmark_format=json"]
-    out = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    for row in out["benchmarks"]:
-        yield row["name"].split("/")[1], row["real_time"]
+        yield "fwd", gpu.milliseconds(attention)
+        yield "fwd_bwd", gpu.milliseconds(lambda: torch.autograd.grad(attention(), (q, k, v), dy))
 
 
 def main():
@@ -63,22 +34,8 @@ def main():
     parser.add_argument("--weft", metavar="PROGRAM", help="attention_bench of a build with WEFT_BENCH")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    for B, T, H, D in SHAPES:
-        shape = f"B{B}_T{T}_H{H}_D{D}"
-        pytorch, weft = {}, {}
-        for _ in range(args.rounds):
-            for direction, ms in time_pytorch(B, T, H, D):
-                pytorch.setdefault(direction, []).append(ms)
-            for direction, ms in time_weft(args.weft, shape) if args.weft else ():
-                weft.setdefault(direction, []).append(ms)
-        for direction in pytorch:
-            row = {"shape": shape, "direction": direction, "pytorch_ms": round(statistics.median(pytorch[direction]), 4)}
-            if weft:
-                row["weft_ms"] = round(statistics.median(weft[direction]), 4)
-                row["weft/pytorch"] = round(row["weft_ms"] / row["pytorch_ms"], 3)
-            row |= {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(),
-                    "device": torch.cuda.get_device_name()}
-            print(json.dumps(row), flush=True)
+    shapes = {f"B{B}_T{T}_H{H}_D{D}": (B, T, H, D) for B, T, H, D in SHAPES}
+    gpu.compare(shapes, time_pytorch, "pytorch", args.weft, args.rounds)
 
 
 if __name__ == "__main__":
