@@ -24,7 +24,9 @@ std::unique_ptr<Stream> OpenStream(const Experiment& e, const Device& device) {
   if (!device.cuda)
     return std::make_unique<Stream>(std::in_place_type<CpuStream>, static_cast<int>(e.threads));
 #ifdef WEFT_CUDA
-  return std::make_unique<Stream>(std::in_place_type<CudaStream>, 0);
+  auto stream = std::make_unique<Stream>(std::in_place_type<CudaStream>, 0);
+  std::get<CudaStream>(*stream).deterministic = e.train.deterministic;
+  return stream;
 #else
   Fail(ExitCode::kUsage,
        "--device=cuda: this build has no CUDA backend; install the CUDA toolkit and build again");

@@ -66,14 +66,16 @@ void TrainConfig::Visit(ConfigVisitor& v) {
   v.Key("accumulate", accumulate, "micro-batches per step; must divide batch", Range{1, 1e6});
   v.Key("precision", precision,
         "activations and products: f32, bf16 (with f32 sums, parameters and moments), or auto: "
-        "bf16 on "
-        "a GPU, f32 on the CPU",
+        "bf16 on a GPU, f32 on the CPU",
         {"auto", "f32", "bf16"});
   v.Key(
       "recompute", recompute,
       "what the backward computes again to save memory: the hidden layers of the MLPs, which costs "
       "little, or whole blocks",
       {"none", "hidden", "block"});
+  v.Key("deterministic", deterministic,
+        "the same bits on every run; false allows cuDNN's attention, whose backward adds in any "
+        "order");
   v.Key("log_every", log_every, "steps between lines of the log", Range{1, 1e12});
   v.Key("checkpoint_every", checkpoint_every, "steps between checkpoints; 0 = only at the end",
         Range{0, 1e12});

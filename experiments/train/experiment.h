@@ -22,16 +22,19 @@ struct OptimConfig {
 };
 
 // Learning rate of step 0, 1, ..., steps - 1:
-//   warm-up    lr (step + 1) / warmup                                        while step < warmup;
-//   then, with constant   lr cosine     lr (f + (1 - f) (1 + cos(pi s)) / 2) s = (step - warmup) /
-//   (steps - warmup) wsd        lr, and lr (f + (1 - f) (steps - step) / decay steps)         in
-//   the last decay_share of the steps
+//   lr (step + 1) / warmup                   while step < warmup, then
+//   lr                                       constant
+//   lr (f + (1 - f) (1 + cos(pi s)) / 2)     cosine, s = (step - warmup) / (steps - warmup)
+//   lr, and lr (f + (1 - f) r)               wsd, in the last decay_share of the steps,
+//                                            r = (steps - step) / decay steps
+//
 // with f = final_lr.
 double LearningRate(const OptimConfig& config, int64_t step, int64_t steps);
 
 struct TrainConfig {
   int64_t steps = 1000, batch = 16, length = 256, accumulate = 1;
   std::string precision = "auto", recompute = "none";
+  bool deterministic = true;
   int64_t log_every = 10, checkpoint_every = 500, keep = 2, curriculum_every = 100,
           curriculum_samples = 256;
   void Visit(ConfigVisitor& v);

@@ -370,7 +370,7 @@ void RunPlain(CudaStream& stream, const AttentionBwd& op) {
 template <class Op>
 void Choose(CudaStream& stream, const Op& op, DType dtype) {
 #ifdef WEFT_CUDNN
-  if (CudnnAttention(stream, op)) return;
+  if (!stream.deterministic && CudnnAttention(stream, op)) return;
 #endif
   if (HopperAttention(stream, op)) return;
   if (TensorCoreAttention(stream, op)) return;

@@ -7,6 +7,7 @@
 namespace weft {
 
 #ifdef WEFT_CUDNN
+// Where CudaStream::deterministic is false: the backward's bits differ from run to run.
 bool CudnnAttention(CudaStream&, const AttentionFwd&);
 bool CudnnAttention(CudaStream&, const AttentionBwd&);
 #endif

@@ -1,6 +1,7 @@
-// Attention through cuDNN's graph API: bf16, K and V multiples of 8. A plan belongs to one set of
-// shapes and strides. It is built when that set is first seen and lives in the stream; later calls,
-// captured ones too, only launch.
+// Attention through cuDNN's graph API: bf16, K and V multiples of 8. Its backward adds to dq in any
+// order: the deterministic form writes the gradient of every score, and the own kernels need none
+// of that. A plan belongs to one set of shapes and strides. It is built when that set is first seen
+// and lives in the stream; later calls, captured ones too, only launch.
 
 #ifdef WEFT_CUDNN
 
@@ -9,13 +10,11 @@
 #define CUDNN_FRONTEND_SKIP_JSON_LIB
 #include <cudnn_frontend.h>
 
-#include <algorithm>
 #include <bit>
 #include <map>
 #include <memory>
 #include <optional>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 namespace weft {
@@ -27,11 +26,6 @@ using Tensor = fe::graph::Tensor_attributes;
 using TensorPtr = std::shared_ptr<Tensor>;
 
 constexpr const char* kOp = "attention through cuDNN";
-
-// cuDNN's deterministic backward writes the gradient of the scores, B H Tq Tk numbers of 2 bytes,
-// before it sums dq from them. The work is cut so that this fits: memory against a tail of idle
-// multiprocessors after every part.
-constexpr int64_t kMostScoreBytes = int64_t{4} << 30;
 
 enum Name : int64_t { kQ, kK, kV, kDocStart, kY, kLse, kDy, kDq, kDk, kDv };
 
@@ -156,10 +150,10 @@ void Define(Graph& graph, const AttentionBwd& b) {
   const AttentionFwd& f = b.fwd;
   Tensor lse;
   DescribeLse(lse, f.lse);
-  const auto [dq, dk, dv] = graph.sdpa_backward(
-      In(graph, kQ, f.q), In(graph, kK, f.k), In(graph, kV, f.v), In(graph, kY, f.y),
-      In(graph, kDy, b.dy), graph.tensor(lse),
-      Masked<fe::graph::SDPA_backward_attributes>(graph, f).set_deterministic_algorithm(true));
+  const auto [dq, dk, dv] =
+      graph.sdpa_backward(In(graph, kQ, f.q), In(graph, kK, f.k), In(graph, kV, f.v),
+                          In(graph, kY, f.y), In(graph, kDy, b.dy), graph.tensor(lse),
+                          Masked<fe::graph::SDPA_backward_attributes>(graph, f));
   Out(dq, kDq, b.dq);
   Out(dk, kDk, b.dk);
   Out(dv, kDv, b.dv);
@@ -232,32 +226,6 @@ class Plans {
   std::map<Signature, std::unique_ptr<Plan>> plans_;  // null: cuDNN has no kernel
 };
 
-// The largest divisor of n that is at most `most`.
-int64_t Divisor(int64_t n, int64_t most) {
-  int64_t d = std::clamp<int64_t>(most, 1, n);
-  while (n % d != 0) --d;
-  return d;
-}
-
-// Items [b, b + items) of the batch, key-value heads [g, g + heads).
-AttentionBwd Part(AttentionBwd op, int64_t b, int64_t items, int64_t g, int64_t heads) {
-  AttentionFwd& f = op.fwd;
-  const int64_t group = f.q.dim(2) / f.k.dim(2);
-  const auto cut = [&](TensorView& view, int dim, int64_t per) {
-    view = view.Slice(0, b, items).Slice(dim, g * per, heads * per);
-  };
-  for (TensorView* view :
-       {&f.k, &f.v, static_cast<TensorView*>(&op.dk), static_cast<TensorView*>(&op.dv)}) {
-    cut(*view, 2, 1);
-  }
-  for (TensorView* view : {&f.q, &f.y, &op.dy, static_cast<TensorView*>(&op.dq)}) {
-    cut(*view, 2, group);
-  }
-  cut(f.lse, 1, group);
-  if (f.doc_start.defined()) f.doc_start = f.doc_start.Slice(0, b, items);
-  return op;
-}
-
 // Documents while decoding are left to the own kernels.
 bool Applies(const AttentionFwd& f) {
   return f.q.dtype() == DType::kBF16 && (!f.doc_start.defined() || f.q.dim(1) == f.k.dim(1));
@@ -273,17 +241,7 @@ bool CudnnAttention(CudaStream& stream, const AttentionBwd& op) {
   const AttentionFwd& f = op.fwd;
   if (!Applies(f) || !f.lse.contiguous()) return false;
   if (op.dq.accumulate || op.dk.accumulate || op.dv.accumulate) return false;
-  const int64_t B = f.q.dim(0), H = f.q.dim(2), Hkv = f.k.dim(2);
-  const int64_t fitting = kMostScoreBytes / (2 * H / Hkv * f.q.dim(1) * f.k.dim(1));
-  if (fitting == 0) return false;
-  const int64_t heads = Divisor(Hkv, fitting);
-  const int64_t items = heads < Hkv ? 1 : Divisor(B, fitting / Hkv);
-  for (int64_t b = 0; b < B; b += items) {
-    for (int64_t g = 0; g < Hkv; g += heads) {
-      if (!stream.Part<Plans>().Run(stream, f, Part(op, b, items, g, heads))) return false;
-    }
-  }
-  return true;
+  return stream.Part<Plans>().Run(stream, f, op);
 }
 
 }  // namespace weft

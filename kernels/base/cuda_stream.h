@@ -21,6 +21,9 @@ class OpObserver;
 class CudaStream {
  public:
   OpObserver* observer = nullptr;
+  // The same bits on every run. Without, an op may choose a library's kernel that adds in any
+  // order.
+  bool deterministic = true;
   // Makes `device` current for the calling thread. No such device: Error kUsage.
   explicit CudaStream(int device);
   ~CudaStream();

@@ -7,7 +7,7 @@
 #include <benchmark/benchmark.h>
 
 #include <cmath>
-#include <string>
+#include <sstream>
 
 #include "kernels/attention/attention.h"
 #include "kernels/base/arena.h"
@@ -16,10 +16,12 @@
 namespace weft {
 namespace {
 
-void Attention(benchmark::State& state, int64_t B, int64_t T, int64_t H, int64_t D, bool backward) {
+void Attention(benchmark::State& state, int64_t B, int64_t T, int64_t H, int64_t D, bool backward,
+               bool deterministic) {
   Arena arena(Arena::Mode::kPlain, 9 * 2 * B * T * H * D, Memory::kDevice);
   Stream any(std::in_place_type<CudaStream>, 0);
   auto& stream = std::get<CudaStream>(any);
+  stream.deterministic = deterministic;
   const auto head = [&](const TensorView& all, int i) {
     return all.Slice(2, i * H * D, H * D).Split(2, H, D);
   };
@@ -48,20 +50,25 @@ void Attention(benchmark::State& state, int64_t B, int64_t T, int64_t H, int64_t
 const bool kRegistered = [] {
   constexpr int64_t kShapes[][4] = {
       {16, 2048, 6, 128}, {4, 4096, 16, 128}, {32, 1024, 4, 64}, {8, 8192, 16, 128}};
-  for (const auto& [B, T, H, D] : kShapes) {
-    for (const bool backward : {false, true}) {
-      const std::string name = "B" + std::to_string(B) + "_T" + std::to_string(T) + "_H" +
-                               std::to_string(H) + "_D" + std::to_string(D) +
-                               (backward ? "/fwd_bwd" : "/fwd");
-      benchmark::RegisterBenchmark(name.c_str(),
+  const auto add = [&](const char* direction, bool backward, bool deterministic) {
+    for (const auto& [B, T, H, D] : kShapes) {
+      std::ostringstream name;
+      name << "B" << B << "_T" << T << "_H" << H << "_D" << D << "/" << direction;
+      benchmark::RegisterBenchmark(name.str().c_str(),
                                    [=, B = B, T = T, H = H, D = D](benchmark::State& state) {
-                                     Attention(state, B, T, H, D, backward);
+                                     Attention(state, B, T, H, D, backward, deterministic);
                                    })
           ->UseManualTime()
           ->Iterations(1)
           ->Unit(benchmark::kMillisecond);
     }
-  }
+  };
+  add("fwd", false, true);
+  add("fwd_bwd", true, true);
+#ifdef WEFT_CUDNN
+  add("cudnn_fwd", false, false);
+  add("cudnn_fwd_bwd", true, false);
+#endif
   return true;
 }();
 

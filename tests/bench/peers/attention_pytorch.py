@@ -2,7 +2,8 @@
 """Causal attention in PyTorch through cuDNN beside Weft's: bf16, q, k and v slices of one tensor [B, T, 3HD].
 
 A time is the median of 30 replays of a CUDA graph; both sides take turns, and the row has the median over the rounds.
-PyTorch's backward asks cuDNN for sums in any order, so its bits differ from run to run; Weft's do not.
+Directions cudnn_* are Weft's own call of cuDNN, where it was built with it. PyTorch and that call let cuDNN's backward
+add in any order, so their bits differ from run to run; those of Weft's kernels do not.
 
   attention_pytorch.py [--weft build/cuda/bin/attention_bench]     prints one JSON line per shape and direction
 """
@@ -25,8 +26,11 @@ def time_pytorch(B, T, H, D):
     dy = torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
     attention = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        yield "fwd", gpu.milliseconds(attention)
-        yield "fwd_bwd", gpu.milliseconds(lambda: torch.autograd.grad(attention(), (q, k, v), dy))
+        times = {"fwd": gpu.milliseconds(attention),
+                 "fwd_bwd": gpu.milliseconds(lambda: torch.autograd.grad(attention(), (q, k, v), dy))}
+    for direction, ms in times.items():
+        yield direction, ms
+        yield f"cudnn_{direction}", ms
 
 
 def main():

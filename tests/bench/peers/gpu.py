@@ -51,6 +51,8 @@ def compare(shapes, time_peer, peer, weft_program, rounds):
             for direction, ms in weft_rows(weft_program, shape) if weft_program else ():
                 times.setdefault(direction, {}).setdefault("weft", []).append(ms)
         for direction, sides in times.items():
+            if weft_program and "weft" not in sides:
+                continue
             row = {"shape": shape, "direction": direction}
             row |= {f"{side}_ms": round(statistics.median(ms), 4) for side, ms in sides.items()}
             if len(sides) == 2:
