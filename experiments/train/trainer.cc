@@ -299,7 +299,7 @@ void Trainer::Begin(bool op_by_op) {
   now.result.step = progress_.step + 1;
   now.result.lr = LearningRate(e_.optim, progress_.step, e_.train.steps);
   now.result.difficulty = task_ ? stages_[static_cast<size_t>(progress_.stage)].difficulty : 0;
-  now.result.labels = slot.batch->CountLabels();
+  now.result.labels = slot.batch->CountLabels(e_.train.batch);
   Check(now.result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length,
         " tokens has no label");
   const double t = static_cast<double>(now.result.step);
