@@ -380,5 +380,15 @@ TEST(ModelLaw, PiecesOfTheHeadAreOneLoss) {
              "denominator");
 }
 
+TEST(TapeLaw, AStepUsesNoGradientThatItDoesNotName) {
+  Stream stream(std::in_place_type<CpuStream>, 1);
+  Arena arena(Arena::Mode::kGuarded, 1 << 20);
+  Context c{stream, arena, DType::kF64};
+  Tape tape(true);
+  const Var x = tape.NewVar(c, "x", {4});
+  tape.Record({}, [&](Context&, Tape& t) { t.Written(x.dx); });
+  EXPECT_HAS(ErrorOf(ExitCode::kFailure, [&] { tape.Backward(c); }), "the gradient of x");
+}
+
 }  // namespace
 }  // namespace weft
