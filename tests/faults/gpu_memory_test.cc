@@ -32,7 +32,8 @@ void Train(const Experiment& e) {
 
 TEST(GpuMemory, IsAsPlanned) {
   Train(*Make({"data.random=50304", "train.batch=16", "model.pattern=gated_delta,attention"}));
-  Train(*Make({"data.random=256", "train.batch=16", "train.precision=f32"}));
+  Train(*Make({"data.random=256", "train.batch=16", "train.precision=f32",
+               "model.pattern=attention,gated_delta"}));
   Train(*Make({"data.random=256", "train.batch=16", "train.recompute=block"}));
   // Evaluation needs more than training.
   Train(*Make({"task.name=recall", "task.max_difficulty=1024", "task.difficulties=4",
