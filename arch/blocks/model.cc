@@ -13,8 +13,7 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kLogitsAtOnce = int64_t{1} << 28;  // elements: long products, half a GB in bf16
-constexpr int64_t kPieceAlign = 128;                 // rows
+constexpr int64_t kPieceAlign = 128;  // rows
 
 std::string MixerName(const std::string& label) { return label.substr(0, label.find('-')); }
 
@@ -144,9 +143,10 @@ Model::Loss Model::NewLoss(Context& c, const TensorView& labels, const TensorVie
 
 void Model::LossOf(Context& c, Tape& tape, const TensorView& tokens, const Documents& documents,
                    const Loss& loss) const {
+  CheckShape("model", "the denominator of the loss", loss.denominator, {1});
   const Var body = Body(c, tape, tokens, documents, nullptr);
   const int64_t N = tokens.size(), V = config_.vocab;
-  const int64_t pieces = (N * V + kLogitsAtOnce - 1) / kLogitsAtOnce;
+  const int64_t pieces = (N * V + loss.logits_at_once - 1) / loss.logits_at_once;
   const int64_t rows = ((N + pieces - 1) / pieces + kPieceAlign - 1) / kPieceAlign * kPieceAlign;
   const std::initializer_list<int64_t> piece = {std::min(rows, N), V};
   const TensorView logits = tape.recording() ? tape.NewTemporary(c, "logits", piece)

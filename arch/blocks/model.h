@@ -69,9 +69,10 @@ class Model {
   // What a loss is made of and written to.
   struct Loss {
     TensorView labels;       // i32 [B, T]
-    TensorView denominator;  // [1], number of labels that the sum is divided by
+    TensorView denominator;  // [1], number of labels of the batch, at least 1
     double z_loss = 0;
     bool accumulate = false;  // add to total and mean_nll: a micro-batch that is not the first
+    int64_t logits_at_once = int64_t{1} << 28;  // elements: long products, half a GB in bf16
     TensorView total;         // [1], out: mean over the labels of nll + z_loss lse^2
     TensorView mean_nll;      // [1], out
     TensorView nll;           // [B * T], out: nats; 0 where there is no label

@@ -1,7 +1,6 @@
 #include "arch/core/params.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace weft {
 namespace {
@@ -20,20 +19,14 @@ uint64_t HashPath(const std::string& path) {
 }  // namespace
 
 Init TruncatedNormal(double sigma) {
-  return [sigma](Rng& rng) {
-    double x = rng.Normal();
-    while (std::abs(x) > 3) x = rng.Normal();
-    return sigma * x;
-  };
+  return {.distribution = Distribution::kNormal, .sigma = sigma};
 }
 
 Init UniformInit(double low, double high) {
-  return [=](Rng& rng) { return rng.Uniform(low, high); };
+  return {.distribution = Distribution::kUniform, .low = low, .high = high};
 }
 
-Init Constant(double value) {
-  return [=](Rng&) { return value; };
-}
+Init Constant(double value) { return {.value = value}; }
 
 int64_t Param::size() const {
   int64_t n = 1;
@@ -71,8 +64,8 @@ void ParamRegistry::Allocate(Stream& stream, Arena& arena, DType dtype, bool tra
         return TensorView(part.data(), flat.dtype(), static_cast<int>(p.shape.size()),
                           p.shape.data(), p.path.c_str());
       };
-      p.master = cut(values_);
-      p.var.x = copies_.defined() && p.shape.size() > 1 ? cut(copies_) : p.master;
+      p.offset = offset;
+      p.var.x = cut(copies_.defined() && p.shape.size() > 1 ? copies_ : values_);
       if (training) {
         p.var.dx = cut(gradients_);
         for (int i : {0, 1}) p.moments[i] = cut(moments_[i]);
@@ -87,17 +80,12 @@ void ParamRegistry::Allocate(Stream& stream, Arena& arena, DType dtype, bool tra
 }
 
 void ParamRegistry::Initialise(Stream& stream, uint64_t seed) {
-  std::vector<std::byte> host(static_cast<size_t>(values_.bytes()));
-  const TensorView values(host.data(), values_.dtype(), {values_.dim(0)}, "parameters");
-  CpuStream(0).ParallelFor(static_cast<int64_t>(params_.size()), [&](int64_t k, Worker&) {
-    const Param& p = params_[static_cast<size_t>(k)];
-    Rng rng(seed, Purpose::kInit, HashPath(p.path));
-    DispatchReal(values.dtype(), [&]<class T>() {
-      T* data = values.Data<T>() + (p.master.Data<T>() - values_.Data<T>());
-      for (int64_t i = 0; i < p.size(); ++i) data[i] = static_cast<T>(p.init(rng));
-    });
-  });
-  Load(stream, values);
+  for (const Param& p : params_) {
+    RandomFill fill{.y = values_.Slice(0, p.offset, p.size()), .values = p.init};
+    if (copies_.defined()) fill.copy = copies_.Slice(0, p.offset, p.size());
+    fill.values.seed = seed, fill.values.stream = HashPath(p.path);
+    Launch(stream, fill);
+  }
 }
 
 void ParamRegistry::Load(Stream& stream, const TensorView& values) {

@@ -4,17 +4,16 @@
 
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "arch/core/tape.h"
-#include "kernels/base/rng.h"
+#include "kernels/random_fill/random_fill.h"
 
 namespace weft {
 
-// Draws one element of a parameter at initialisation.
-using Init = std::function<double(Rng&)>;
+// What a parameter starts from; seed and stream are the registry's to set.
+using Init = RandomValues;
 Init TruncatedNormal(double sigma);  // cut at +-3 sigma
 Init UniformInit(double low, double high);
 Init Constant(double value);
@@ -23,9 +22,9 @@ struct Param {
   std::string path;  // "blocks.3.mixer.qkv"
   std::vector<int64_t> shape;
   Init init;
-  bool decay;         // decoupled weight decay applies
-  Var var;            // value as the model reads it, and gradient
-  TensorView master;  // value as the optimiser keeps it; the memory of var.x unless that is bf16
+  bool decay;             // decoupled weight decay applies
+  Var var;                // value as the model reads it, and gradient
+  int64_t offset = 0;     // elements, in the registry's flat values, copies, gradients and moments
   TensorView moments[2];  // AdamW's first and second moment; undefined outside training
   int64_t size() const;
 };

@@ -1,7 +1,6 @@
 #include "arch/core/tape.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace weft {
 namespace {
@@ -109,9 +108,11 @@ const void* Tape::Root(const void* address) {
   return address;
 }
 
-std::byte* Tape::MemoryOf(const void* root) {
+std::byte* Tape::MemoryOf(const void* root, const char* name) {
   const Range* range = Find(root);
   if (!range) return static_cast<std::byte*>(const_cast<void*>(root));
+  Check(range->offset >= 0, "tape: the gradient of ", name,
+        " has no memory: no recorded step names it among its gradients");
   return memory_ + range->offset +
          static_cast<int64_t>(reinterpret_cast<uintptr_t>(root) - range->begin);
 }
@@ -122,7 +123,7 @@ Grad Tape::Written(const TensorView& gradient) {
   Grad grad(gradient);
   grad.accumulate = fresh_.erase(root) == 0;
   overwritten_.erase(root);
-  grad.set_data(MemoryOf(root));
+  grad.set_data(MemoryOf(root, gradient.name()));
   return grad;
 }
 
@@ -132,7 +133,7 @@ TensorView Tape::Read(const TensorView& gradient) {
         " is read before any op has written it: the value is used by nothing that leads to the "
         "loss");
   TensorView view = gradient;
-  view.set_data(MemoryOf(root));
+  view.set_data(MemoryOf(root, gradient.name()));
   return view;
 }
 

@@ -151,7 +151,7 @@ class Tape {
   Range* Find(const void* address);
   // The address that stands for the gradient once sharing is followed.
   const void* Root(const void* address);
-  std::byte* MemoryOf(const void* root);
+  std::byte* MemoryOf(const void* root, const char* name);
   int64_t PlanMemory();
 
   bool recording_;

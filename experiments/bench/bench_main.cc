@@ -14,23 +14,8 @@ namespace {
 
 using namespace weft;
 
-Stream OpenStream(const std::string& device, int threads) {
-#ifdef WEFT_CUDA
-  if (device == "cuda" || (device == "auto" && CudaDevices() > 0))
-    return Stream(std::in_place_type<CudaStream>, 0);
-#else
-  if (device == "cuda") {
-    Fail(ExitCode::kUsage,
-         "--device: this build has no CUDA backend; install the CUDA toolkit and build again");
-  }
-#endif
-  return Stream(std::in_place_type<CpuStream>, threads);
-}
-
-std::string DeviceName(const Stream& stream) {
-#ifdef WEFT_CUDA
-  if (std::holds_alternative<CudaStream>(stream)) return CudaDeviceName(0);
-#endif
+std::string DeviceName(const Device& device, const Stream& stream) {
+  if (device.cuda) return device.name;
   const int threads = std::get<CpuStream>(stream).threads();
   return fmt::format("{}, {} thread{}", CpuModel(), threads, threads == 1 ? "" : "s");
 }
@@ -48,7 +33,7 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
              bool json) {
   const auto e = Experiment::Load(config, overrides);
   const Device device = ChooseDevice(*e);
-  const std::unique_ptr<Stream> stream = weft::OpenStream(*e, device);
+  const std::unique_ptr<Stream> stream = OpenStream(device, e->threads);
   const StepTimes t = MeasureStep(*e, device, *stream, steps);
   std::string pattern;
   for (const std::string& label : e->model.pattern) pattern += (pattern.empty() ? "" : "+") + label;
@@ -62,7 +47,7 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
         {"shape", ShapeOf(*e)},
         {"parameters", plan.parameters.total},
         {"precision", NameOf(device.dtype)},
-        {"device", DeviceName(*stream)},
+        {"device", DeviceName(device, *stream)},
         {"commit", CommitText()},
         {"ms", Rounded(t.ms)},
         {"tokens_per_s", Rounded(t.tokens_per_second)},
@@ -71,6 +56,8 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
         {"mfu_formula",
          "FLOPs of products, attention, recurrence and convolution, counted from the "
          "ops of one step, per second / 989e12"},
+        {"device_open_s", Rounded(t.device_seconds)},
+        {"trainer_made_s", Rounded(t.trainer_seconds)},
         {"first_step_s", Rounded(t.first_step_seconds)},
         {"allocated_bytes", t.allocated_bytes},
         {"planned_bytes", t.planned_bytes},
@@ -80,15 +67,20 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
     return 0;
   }
   fmt::print("{} {}, {} parameters, {} on {}, commit {}\n", pattern, ShapeOf(*e),
-             plan.parameters.total, NameOf(device.dtype), DeviceName(*stream), CommitText());
+             plan.parameters.total, NameOf(device.dtype), DeviceName(device, *stream),
+             CommitText());
   fmt::print("step        {:.3f} ms, {:.0f} tokens/s, {:.1f} GFLOP/s\n", t.ms, t.tokens_per_second,
              t.flops_per_token * t.tokens_per_second * 1e-9);
   if (device.cuda) {
     fmt::print("MFU         {:.1f} % (FLOPs counted from the ops of one step / 989 TFLOP/s)\n",
                100 * t.mfu);
   }
-  fmt::print("first step  {:.2f} s after the start of the process\nmemory      {} MiB, planned {}",
-             t.first_step_seconds, t.allocated_bytes >> 20, t.planned_bytes >> 20);
+  fmt::print(
+      "first step  {:.2f} s after the start of the process; device open at {:.2f} s, trainer made "
+      "at "
+      "{:.2f} s\nmemory      {} MiB, planned {}",
+      t.first_step_seconds, t.device_seconds, t.trainer_seconds, t.allocated_bytes >> 20,
+      t.planned_bytes >> 20);
   if (device.cuda) fmt::print("; {} in use on the device", t.device_bytes >> 20);
   double sum = 0;
   for (const StepTimes::Op& op : t.ops) sum += op.ms;
@@ -98,8 +90,8 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
   return 0;
 }
 
-int PrintOpTimes(Stream& stream, const std::string& filter, bool json) {
-  nlohmann::ordered_json all = {{"device", DeviceName(stream)}, {"commit", CommitText()}};
+int PrintOpTimes(const Device& device, Stream& stream, const std::string& filter, bool json) {
+  nlohmann::ordered_json all = {{"device", DeviceName(device, stream)}, {"commit", CommitText()}};
   const auto measured = [&](const Roofline& r) {
     all["copy_gb_s"] = Rounded(r.copy_bytes_per_second * 1e-9);
     all["matmul_tflop_s"] = Rounded(r.matmul_flops_per_second * 1e-12);
@@ -108,7 +100,7 @@ int PrintOpTimes(Stream& stream, const std::string& filter, bool json) {
     fmt::print(
         "{}, commit {}: copy {:.0f} GB/s, matrix product {:.2f} TFLOP/s\n{:<60} {:>9} {:>7} {:>8} "
         "{:>9}\n",
-        DeviceName(stream), CommitText(), r.copy_bytes_per_second * 1e-9,
+        DeviceName(device, stream), CommitText(), r.copy_bytes_per_second * 1e-9,
         r.matmul_flops_per_second * 1e-12, "", "ms", "GB/s", "TFLOP/s", "roofline");
   };
   const auto timed = [&](const OpTime& t) {
@@ -131,7 +123,7 @@ int PrintOpTimes(Stream& stream, const std::string& filter, bool json) {
                            {"tflop_s", Rounded(tflop_s)},
                            {"roofline_percent", Rounded(100 * t.roofline)}});
   };
-  TimeOps(stream, filter, measured, timed);
+  TimeOps(device, stream, filter, measured, timed);
   if (json) fmt::print("{}\n", all.dump(1));
   return 0;
 }
@@ -170,8 +162,8 @@ int Main(CLI::App& app, int argc, char** argv) {
 
   const auto overrides = ParseCommandLine(app, argc, argv);
   if (*step) return TimeStep(config, overrides, steps, json);
-  Stream stream = OpenStream(device, threads);
-  return PrintOpTimes(stream, filter, json);
+  const Device where = ChooseDevice(device, "auto");
+  return PrintOpTimes(where, *OpenStream(where, threads), filter, json);
 }
 
 }  // namespace

@@ -80,19 +80,14 @@ double MedianMs(Stream& stream, const std::function<void(int)>& call, int copies
   return std::visit([&](auto& backend) { return MedianMs(backend, call, copies); }, stream);
 }
 
-bool OnGpu(const Stream& stream) {
-  return !std::holds_alternative<CpuStream>(stream) && !std::holds_alternative<PlanStream>(stream);
-}
-
-DType TypeOn(const Stream& stream) { return OnGpu(stream) ? DType::kBF16 : DType::kF32; }
-
 // An instance of a case with its tensors, on a GPU in several copies.
 class Instance {
  public:
   using Make = std::function<OpInstance(CaseMaker&)>;
 
-  Instance(Stream& stream, const Make& make) : stream_(stream), host_(HostArena(stream, make)) {
-    CaseMaker maker(host_, TypeOn(stream), 0, false, kDistinct);
+  Instance(DType dtype, Stream& stream, const Make& make)
+      : dtype_(dtype), stream_(stream), host_(HostArena(dtype, make)) {
+    CaseMaker maker(host_, dtype, 0, false, kDistinct);
     op_ = make(maker);
     if (op_.has_backward) op_.bwd.set_accumulate(false);
 #ifdef WEFT_CUDA
@@ -121,7 +116,7 @@ class Instance {
     }
     const PlanStream cost = Cost(timed);
     return {.backward = backward,
-            .dtype = TypeOn(stream_),
+            .dtype = dtype_,
             .ms = MedianMs(
                 stream_, [&](int i) { timed.launch(stream_, Shift(i)); }, copies_),
             .flops = cost.flops,
@@ -129,9 +124,9 @@ class Instance {
   }
 
  private:
-  static Arena HostArena(const Stream& stream, const Make& make) {
+  static Arena HostArena(DType dtype, const Make& make) {
     Arena plan(Arena::Mode::kPlan, 0);
-    CaseMaker maker(plan, TypeOn(stream), 0);
+    CaseMaker maker(plan, dtype, 0);
     make(maker);
     return Arena(Arena::Mode::kPlain, plan.used());
   }
@@ -139,6 +134,7 @@ class Instance {
     return device_ ? device_->base() - host_.base() + copy * host_.used() : 0;
   }
 
+  DType dtype_;
   Stream& stream_;
   Arena host_;
   std::optional<Arena> device_;
@@ -146,8 +142,8 @@ class Instance {
   int copies_ = 1;
 };
 
-double MatmulFlopsPerSecond(Stream& stream) {
-  const int64_t side = OnGpu(stream) ? 8192 : 1024;
+double MatmulFlopsPerSecond(const Device& device, Stream& stream) {
+  const int64_t side = device.cuda ? 8192 : 1024;
   OpSpec<MatmulFwd> spec;
   spec.bench.push_back({"", [side](CaseMaker& make) {
                           MatmulFwd f;
@@ -156,7 +152,7 @@ double MatmulFlopsPerSecond(Stream& stream) {
                           f.y = make.Out("y", {side, side});
                           return f;
                         }});
-  Instance instance(stream, std::move(spec).Entry().bench.front().make);
+  Instance instance(device.dtype, stream, std::move(spec).Entry().bench.front().make);
   const OpTime time = instance.Time(false);
   return time.flops / (time.ms * 1e-3);
 }
@@ -191,7 +187,7 @@ double CopyBytesPerSecond(PlanStream&) { Fail(ExitCode::kFailure, "a plan copies
 
 }  // namespace
 
-void TimeOps(Stream& stream, const std::string& filter,
+void TimeOps(const Device& device, Stream& stream, const std::string& filter,
              const std::function<void(const Roofline&)>& measured,
              const std::function<void(const OpTime&)>& timed) {
   std::regex wanted;
@@ -204,7 +200,7 @@ void TimeOps(Stream& stream, const std::string& filter,
   AddAllOps(suite);
   std::vector<std::pair<const OpEntry*, const OpEntry::Case*>> cases;
   for (const OpEntry& entry : suite.entries()) {
-    for (const OpEntry::Case& c : OnGpu(stream) ? entry.gpu_bench : entry.bench) {
+    for (const OpEntry::Case& c : device.cuda ? entry.gpu_bench : entry.bench) {
       if (std::regex_search(entry.name + "/" + c.label, wanted)) cases.push_back({&entry, &c});
     }
   }
@@ -214,10 +210,10 @@ void TimeOps(Stream& stream, const std::string& filter,
   }
   const Roofline roofline{
       std::visit([](auto& backend) { return CopyBytesPerSecond(backend); }, stream),
-      MatmulFlopsPerSecond(stream)};
+      MatmulFlopsPerSecond(device, stream)};
   measured(roofline);
   for (const auto& [entry, c] : cases) {
-    Instance instance(stream, c->make);
+    Instance instance(device.dtype, stream, c->make);
     for (const bool backward : {false, true}) {
       if (backward && !instance.has_backward()) continue;
       OpTime time = instance.Time(backward);

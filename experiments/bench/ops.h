@@ -6,6 +6,7 @@
 #include <functional>
 #include <string>
 
+#include "experiments/train/device.h"
 #include "kernels/base/op_spec.h"
 #include "kernels/base/stream.h"
 
@@ -26,9 +27,9 @@ struct Roofline {
   double copy_bytes_per_second, matmul_flops_per_second;
 };
 
-// Cases whose "op/label" contains a match of the regular expression `filter`, on a GPU in bf16,
-// else in f32. Calls `measured` once and then `timed` for every row.
-void TimeOps(Stream& stream, const std::string& filter,
+// Cases whose "op/label" contains a match of the regular expression `filter`, in the device's type.
+// Calls `measured` once and then `timed` for every row.
+void TimeOps(const Device& device, Stream& stream, const std::string& filter,
              const std::function<void(const Roofline&)>& measured,
              const std::function<void(const OpTime&)>& timed);
 

@@ -98,8 +98,10 @@ void RunSteps(Trainer& trainer, int64_t n) {
 
 StepTimes MeasureStep(const Experiment& e, const Device& device, Stream& stream, int64_t steps) {
   StepTimes times;
-  times.device = device.name;
+  times.device_seconds = SecondsOfProcess();
   Trainer trainer(e, device, stream);
+  Synchronize(stream);
+  times.trainer_seconds = SecondsOfProcess();
   trainer.Step();
   times.first_step_seconds = SecondsOfProcess();
   RunSteps(trainer, kWarmUp);

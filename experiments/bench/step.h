@@ -9,17 +9,18 @@
 namespace weft {
 
 struct StepTimes {
-  std::string device;
   double ms = 0;  // median over the steps, with nothing but steps under way
   double tokens_per_second = 0;
   double flops_per_token =
       0;  // of products, attention, recurrence and convolution, counted from the ops
   // MFU = flops_per_token tokens_per_second / 989e12, the dense bf16 rate of an H100; 0 on the CPU.
   double mfu = 0;
-  double first_step_seconds = 0;  // from the start of the process to the end of the first step
-  int64_t allocated_bytes = 0;    // arenas and scratch
-  int64_t planned_bytes = 0;      // what RunPlan foresaw
-  int64_t device_bytes = 0;       // in use on the GPU, with context and libraries; 0 on the CPU
+  // Since the start of the process: when the device was open, the trainer made, the first step
+  // done.
+  double device_seconds = 0, trainer_seconds = 0, first_step_seconds = 0;
+  int64_t allocated_bytes = 0;  // arenas and scratch
+  int64_t planned_bytes = 0;    // what RunPlan foresaw
+  int64_t device_bytes = 0;     // in use on the GPU, with context and libraries; 0 on the CPU
   // Where the time goes when ops run one by one: calls per step and ms, longest first.
   struct Op {
     std::string name;

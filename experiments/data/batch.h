@@ -2,6 +2,7 @@
 // The memory of one batch, as the views that the model reads, and of the numbers that change from
 // step to step.
 
+#include <algorithm>
 #include <memory>
 
 #include "arch/core/mixer.h"
@@ -43,11 +44,10 @@ class Batch {
   void Fill(const Source& source, int64_t first) {
     for (int64_t b = 0; b < B_; ++b) source.Fill(first + b, row(b));
   }
-  int64_t CountLabels() const {
+  // Of rows [0, rows).
+  int64_t CountLabels(int64_t rows) const {
     const int32_t* label = data_ + B_ * T_;
-    int64_t n = 0;
-    for (int64_t i = 0; i < B_ * T_; ++i) n += label[i] != kIgnoreLabel;
-    return n;
+    return rows * T_ - std::count(label, label + rows * T_, kIgnoreLabel);
   }
 
  private:

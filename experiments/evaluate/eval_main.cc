@@ -27,7 +27,7 @@ int Main(CLI::App& app, int argc, char** argv) {
   }
   const auto e = LoadExperiment(run, overrides);
   const Device device = ChooseDevice(*e);
-  const std::unique_ptr<Stream> stream = OpenStream(*e, device);
+  const std::unique_ptr<Stream> stream = OpenStream(device, e->threads);
   Trainer trainer(*e, device, *stream, /*training=*/false);
   const int64_t step = LoadNewestModel(run, trainer);
   const auto evaluations = trainer.Evaluate();

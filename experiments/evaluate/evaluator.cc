@@ -54,13 +54,15 @@ Model::Loss Evaluator::Pass(const Model& model, Context& c, const Batch& batch, 
                     c.arena.Alloc(DType::kI32, {batch.whole().dim(0)}, "batch").data());
   Copy(c.stream, input.whole(), batch.whole());
   Tape tape(/*recording=*/false);
-  const Model::Loss loss = Model::NewLoss(c, input.labels(0, rows), TensorView());
+  const Model::Loss loss = Model::NewLoss(c, input.labels(0, rows), input.denominator());
   model.LossOf(c, tape, input.tokens(0, rows), input.documents(0, rows), loss);
   return loss;
 }
 
 void Evaluator::Add(Batch& batch, int64_t rows, Score& sums) {
   c_.arena.Reset();
+  const int64_t labelled = batch.CountLabels(rows);
+  *batch.denominator().Data<float>() = static_cast<float>(std::max<int64_t>(1, labelled));
   const Model::Loss loss = Pass(model_, c_, batch, rows);
   const int64_t N = rows * batch.T();
   std::vector<float> nll(static_cast<size_t>(N)), correct(nll.size());
@@ -72,8 +74,8 @@ void Evaluator::Add(Batch& batch, int64_t rows, Score& sums) {
     if (labels[i] == kIgnoreLabel) continue;
     sums.nll += nll[static_cast<size_t>(i)];
     sums.accuracy += correct[static_cast<size_t>(i)];
-    ++sums.labels;
   }
+  sums.labels += labelled;
 }
 
 }  // namespace weft

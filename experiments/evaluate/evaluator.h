@@ -21,8 +21,8 @@ class Evaluator {
   Evaluator(const Model& model, Stream& stream, Arena& arena, DType dtype, int64_t tokens)
       : model_(model), c_{stream, arena, dtype}, tokens_(tokens) {}
 
-  // One pass over the first `rows` rows of a batch that lies on the host. What it returns is in
-  // `c`'s arena.
+  // One pass over the first `rows` rows of a batch that lies on the host, with their denominator.
+  // What it returns is in `c`'s arena.
   static Model::Loss Pass(const Model& model, Context& c, const Batch& batch, int64_t rows);
 
   // The largest pass of such an evaluation.

@@ -74,12 +74,11 @@ class TrainTensors {
     }
     Synchronize(trainer.stream());
     for (const Param& p : params.params()) {
-      const int64_t at = p.master.Data<float>() - params.values().Data<float>();
-      model.push_back({p.path, "F32", p.shape, const_cast<float*>(base[0] + at)});
+      model.push_back({p.path, "F32", p.shape, const_cast<float*>(base[0] + p.offset)});
       for (size_t k : {1, 2}) {
         if (!base[k]) continue;
-        optimizer.push_back(
-            {(k == 1 ? "m." : "v.") + p.path, "F32", p.shape, const_cast<float*>(base[k] + at)});
+        optimizer.push_back({(k == 1 ? "m." : "v.") + p.path, "F32", p.shape,
+                             const_cast<float*>(base[k] + p.offset)});
       }
     }
   }

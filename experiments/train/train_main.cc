@@ -110,7 +110,7 @@ int Main(CLI::App& app, int argc, char** argv) {
   }
   const Device device = ChooseDevice(*e);
   if (dry_run) return DryRun(*e, device, out, json);
-  const std::unique_ptr<Stream> stream = OpenStream(*e, device);
+  const std::unique_ptr<Stream> stream = OpenStream(device, e->threads);
 
   const StopSignals signals;
   Trainer trainer(*e, device,

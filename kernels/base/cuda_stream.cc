@@ -40,11 +40,12 @@ CudaStream::~CudaStream() {
 }
 
 void* CudaStream::Scratch(int64_t bytes) {
-  if (bytes > scratch_bytes_) {
+  if (bytes > scratch_capacity_) {
     Check(!capturing_, "scratch memory of ", bytes, " bytes is asked for during capture, ",
-          scratch_bytes_, " are there; the first, uncaptured run has not asked for it");
-    scratch_bytes_ = std::max(bytes, kLeastScratch);
-    scratch_.push_back(AllocateOnDevice(scratch_bytes_));
+          scratch_capacity_, " are there; the first, uncaptured run has not asked for it");
+    const int64_t capacity = std::max(bytes, kLeastScratch);
+    scratch_.push_back(AllocateOnDevice(capacity));
+    scratch_capacity_ = capacity, scratch_bytes_ += capacity;
   }
   return scratch_.empty() ? nullptr : scratch_.back();
 }

@@ -37,7 +37,7 @@ class CudaStream {
   // Memory for an op while it runs, 256-byte aligned; the next op gets the same. It grows as ops
   // ask for more, but not while a graph is captured: run once before capturing.
   void* Scratch(int64_t bytes);
-  int64_t scratch_bytes() const { return scratch_bytes_; }
+  int64_t scratch_bytes() const { return scratch_bytes_; }  // all that was allocated
 
   // In stream order. Host memory that is not pinned makes the call wait.
   void Copy(void* to, const void* from, int64_t bytes);
@@ -71,7 +71,7 @@ class CudaStream {
   CUstream_st* stream_ = nullptr;
   int device_, multiprocessors_ = 0, capability_ = 0;
   std::vector<std::byte*> scratch_;  // the last is the one in use; a graph may hold earlier ones
-  int64_t scratch_bytes_ = 0;
+  int64_t scratch_capacity_ = 0, scratch_bytes_ = 0;
   bool capturing_ = false;
   std::map<std::type_index, std::shared_ptr<void>> parts_;
 };

@@ -21,6 +21,10 @@ void RandomFill::Check() const {
   }
   weft::Check(values.low <= values.high, kOp, ": low is ", values.low, ", expected at most ",
               values.high);
+  const bool logarithms = values.distribution == Distribution::kLogarithm ||
+                          values.distribution == Distribution::kInverseSoftplus;
+  weft::Check(!logarithms || values.low > 0, kOp, ": low is ", values.low,
+              ", expected more than 0: its logarithm is taken");
   weft::Check(values.sigma >= 0, kOp, ": sigma is ", values.sigma, ", expected at least 0");
 }
 

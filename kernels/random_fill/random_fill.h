@@ -4,6 +4,9 @@
 //   kConstant  y_i = value
 //   kUniform   y_i = low + (high - low) u_i,   u_i uniform in [0, 1)
 //   kNormal    y_i = sigma n_i,                n_i standard normal, drawn again while |n_i| > 3
+//   kLogarithm        y_i = ln(low + (high - low) u_i),   so that e^y is uniform; low > 0
+//   kInverseSoftplus  y_i = ln(e^x_i - 1),  x_i = low (high / low)^u_i,   so that ln(1 + e^y) is
+//                     log-uniform; low > 0
 //
 // in double, rounded once. Element i is a function of (seed, stream, i) alone: draw number r takes
 // its random words from the counter (i, kInit | r << 16, stream); u the first two, n all four.
@@ -13,7 +16,7 @@
 
 namespace weft {
 
-enum class Distribution { kConstant, kUniform, kNormal };
+enum class Distribution { kConstant, kUniform, kNormal, kLogarithm, kInverseSoftplus };
 
 struct RandomValues {
   Distribution distribution = Distribution::kConstant;
@@ -29,6 +32,11 @@ struct RandomValues {
                  seed);
       const double u = UnitInterval(words.at[0], words.at[1]);
       if (distribution == Distribution::kUniform) return low + (high - low) * u;
+      if (distribution == Distribution::kLogarithm) return std::log(low + (high - low) * u);
+      if (distribution == Distribution::kInverseSoftplus) {
+        const double x = low * std::exp(u * std::log(high / low));
+        return x + std::log(-std::expm1(-x));
+      }
       const double n = StandardNormal(u, UnitInterval(words.at[2], words.at[3]));
       if (n >= -3 && n <= 3) return sigma * n;
     }

@@ -32,6 +32,13 @@ void RandomFillRef(const RandomFill& f) {
       case Distribution::kUniform:
         y(i) = v.low + (v.high - v.low) * unit(words(0).at[0], words(0).at[1]);
         break;
+      case Distribution::kLogarithm:
+        y(i) = std::log(v.low + (v.high - v.low) * unit(words(0).at[0], words(0).at[1]));
+        break;
+      case Distribution::kInverseSoftplus:
+        y(i) = std::log(
+            std::expm1(v.low * std::pow(v.high / v.low, unit(words(0).at[0], words(0).at[1]))));
+        break;
       case Distribution::kNormal:
         uint32_t draw = 0;
         while (std::abs(normal(draw)) > 3) ++draw;

@@ -18,10 +18,14 @@ void AddOp_random_fill(OpSuite& suite) {
              .sigma = 0.02,
              .seed = 0x0123456789abcdef,
              .stream = 0xfedcba9876543210},
-      uniform{.distribution = Distribution::kUniform, .low = -0.1, .high = 0.3, .seed = 7};
+      uniform{.distribution = Distribution::kUniform, .low = -0.1, .high = 0.3, .seed = 7},
+      logarithm{.distribution = Distribution::kLogarithm, .low = 1e-6, .high = 16, .seed = 7},
+      softplus{.distribution = Distribution::kInverseSoftplus, .low = 1e-3, .high = 0.1, .seed = 7};
   spec.laws.push_back({"constant_n5", make(5, constant)});
   spec.laws.push_back({"uniform_n1", make(1, uniform)});
   spec.laws.push_back({"uniform_n1025", make(1025, uniform)});
+  spec.laws.push_back({"logarithm_n12", make(12, logarithm)});
+  spec.laws.push_back({"inverse_softplus_n65", make(65, softplus)});
   spec.laws.push_back({"normal_n63", make(63, normal)});
   spec.laws.push_back({"normal_n10000", make(10000, normal)});  // 27 of them are drawn again
   spec.bench.push_back({"normal_n1M", make(1 << 20, normal)});

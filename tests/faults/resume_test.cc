@@ -13,6 +13,7 @@
 #include <limits>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
@@ -78,13 +79,15 @@ class Resume : public testing::Test {
   }
 
   // Runs to the end, and with `interrupted` is stopped by a signal and started anew after every
-  // step.
+  // step, on the devices in turn.
   std::string Train(const std::string& toml, const std::string& out, bool interrupted,
-                    const std::vector<std::string>& overrides = {}) const {
-    for (;;) {
+                    const std::vector<std::string>& overrides = {},
+                    const std::vector<std::string>& devices = {"cpu"}) const {
+    for (size_t attempt = 0;; ++attempt) {
       const auto e = Make(toml, overrides);
-      Stream stream(std::in_place_type<CpuStream>, 1);
-      Trainer trainer(*e, Device{}, stream);
+      const Device device = ChooseDevice(devices[attempt % devices.size()], e->train.precision);
+      const auto stream = OpenStream(device, 1);
+      Trainer trainer(*e, device, *stream);
       RunDirectory run = Directory(*e, out);
       const double seconds = run.existed() ? RestoreCheckpoint(run, trainer) : 0;
       const StopSignals signals;
@@ -100,25 +103,29 @@ class Resume : public testing::Test {
   }
 
   void ExpectInterruptionsDoNotMatter(const std::string& toml,
-                                      const std::vector<std::string>& overrides = {}) const {
-    ExpectSameRuns(Train(toml, "interrupted", true, overrides),
-                   Train(toml, "straight", false, overrides));
+                                      const std::vector<std::string>& overrides = {},
+                                      const std::vector<std::string>& devices = {"cpu"}) const {
+    ExpectSameRuns(Train(toml, "interrupted", true, overrides, devices),
+                   Train(toml, "straight", false, overrides, devices));
   }
-  // Difficulty of every step of the run in `out`.
-  static std::vector<double> Difficulties(const std::string& run) {
-    return ReadTable(run + "/run.h5", "/train").Numbers("difficulty");
+  // A column of the steps of a run.
+  static std::vector<double> OfSteps(const std::string& run, const char* column) {
+    return ReadTable(run + "/run.h5", "/train").Numbers(column);
   }
 
   Scratch scratch_;
 };
 
 std::vector<float> Values(Trainer& trainer) {
-  std::vector<float> all;
-  for (const Param& p : trainer.model().params().params()) {
-    for (const TensorView& x : {p.var.x, p.moments[0], p.moments[1]}) {
-      all.insert(all.end(), x.Data<float>(), x.Data<float>() + x.size());
-    }
+  const ParamRegistry& params = trainer.model().params();
+  const int64_t n = params.values().size();
+  std::vector<float> all(static_cast<size_t>(3 * n));
+  float* to = all.data();
+  for (const TensorView& x : {params.values(), params.moment(0), params.moment(1)}) {
+    Copy(trainer.stream(), {to, DType::kF32, {n}}, x);
+    to += n;
   }
+  Synchronize(trainer.stream());
   return all;
 }
 
@@ -128,14 +135,14 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
 
 TEST_F(Resume, CurriculumByStages) {
   ExpectInterruptionsDoNotMatter(kStages);
-  EXPECT_EQ(Difficulties(Train(kStages, "again", false)),
+  EXPECT_EQ(OfSteps(Train(kStages, "again", false), "difficulty"),
             (std::vector<double>{2, 2, 2, 4, 4, 4, 4, 4, 8, 8, 8, 8}));
 }
 
 TEST_F(Resume, CurriculumByAccuracy) {
   ExpectInterruptionsDoNotMatter(kAccuracy, {"train.steps=24"});
   const std::vector<double> all =
-      Difficulties(Train(kAccuracy, "again", false, {"train.steps=24"}));
+      OfSteps(Train(kAccuracy, "again", false, {"train.steps=24"}), "difficulty");
   EXPECT_GT(std::count(all.begin(), all.end(), 8.0), 12) << "accuracy promoted no stage early";
   EXPECT_EQ(all[0], 1);
 }
@@ -211,6 +218,131 @@ TEST_F(Resume, TrainersInOneProcessDoNotMeet) {
   EXPECT_TRUE(SameBits(Values(first), a));
   EXPECT_TRUE(SameBits(Values(second), b));
 }
+
+#ifdef WEFT_CUDA
+// Wide enough for the kernels that use tensor cores.
+const std::vector<std::string> kWide = {"model.d_model=128", "mixer.gated_delta.key_dim=64",
+                                        "mixer.gated_delta.value_dim=128"};
+
+std::vector<std::string> Wide(std::vector<std::string> more) {
+  more.insert(more.end(), kWide.begin(), kWide.end());
+  return more;
+}
+
+using GpuResume = Resume;
+
+TEST_F(GpuResume, InterruptionsDoNotMatter) {
+  for (const char* precision : {"train.precision=f32", "train.precision=bf16"}) {
+    SCOPED_TRACE(precision);
+    for (const auto& overrides : {Wide({precision}), {precision, "train.accumulate=2"}}) {
+      ExpectInterruptionsDoNotMatter(kStages, overrides, {"cuda"});
+      fs::remove_all(scratch_ / "straight");
+      fs::remove_all(scratch_ / "interrupted");
+    }
+  }
+}
+
+TEST_F(GpuResume, ARunMayChangeItsDevice) {
+  for (const auto& [precision, tolerance] : {std::pair{"f32", 1e-5}, {"auto", 2e-3}}) {
+    SCOPED_TRACE(precision);
+    const auto losses = [&](const std::string& out, const std::vector<std::string>& devices) {
+      return OfSteps(Train(kText, Cat(out, precision), devices.size() > 1,
+                           {Cat("train.precision=", precision)}, devices),
+                     "loss");
+    };
+    const auto straight = losses("straight", {"cpu"}), moved = losses("moved", {"cuda", "cpu"});
+    ASSERT_EQ(moved.size(), straight.size());
+    for (size_t i = 0; i < moved.size(); ++i)
+      EXPECT_NEAR(moved[i], straight[i], tolerance) << "step " << i + 1;
+  }
+}
+
+// The loss of 20 steps, and what they leave.
+struct Outcome {
+  std::vector<double> losses;
+  std::vector<float> values;
+};
+
+Outcome After20Steps(const Experiment& e, const std::string& where) {
+  const Device device = ChooseDevice(where, e.train.precision);
+  const auto stream = OpenStream(device, 1);
+  Trainer trainer(e, device, *stream);
+  Outcome outcome;
+  for (int step = 0; step < 20; ++step) outcome.losses.push_back(trainer.Step().loss);
+  outcome.values = Values(trainer);
+  return outcome;
+}
+
+TEST_F(GpuResume, TwentyStepsAreThoseOfTheCpu) {
+  for (const std::string& toml : {kStages, kText}) {
+    const auto losses = [&](const char* precision, const char* device) {
+      return After20Steps(*Make(toml, Wide({Cat("train.precision=", precision)})), device).losses;
+    };
+    const auto cpu = losses("f32", "cpu"), f32 = losses("f32", "cuda"),
+               bf16 = losses("bf16", "cuda");
+    for (size_t i = 0; i < cpu.size(); ++i) {
+      EXPECT_NEAR(f32[i], cpu[i], 1e-5) << "step " << i + 1;
+      EXPECT_NEAR(bf16[i], cpu[i], 2e-3) << "step " << i + 1;
+    }
+  }
+}
+
+TEST_F(GpuResume, EightTrainersInOneProcessDoNotMeet) {
+  constexpr size_t kTrainers = 8;
+  std::vector<std::unique_ptr<Experiment>> experiments;
+  std::vector<Outcome> alone;
+  for (size_t i = 0; i < kTrainers; ++i) {
+    experiments.push_back(
+        Make(i % 2 ? kText : kStages,
+             Wide({Cat("seed=", i), Cat("train.precision=", i % 4 < 2 ? "bf16" : "f32"),
+                   i < 4 ? "model.pattern=attention" : "model.pattern=gated_delta,attention"})));
+    alone.push_back(After20Steps(*experiments.back(), "cuda"));
+  }
+  {
+    struct Running {
+      Device device;
+      std::unique_ptr<Stream> stream;
+      std::unique_ptr<Trainer> trainer = nullptr;
+      std::vector<double> losses = {};
+    };
+    std::vector<Running> all;
+    for (const auto& e : experiments) {
+      const Device device = ChooseDevice("cuda", e->train.precision);
+      all.push_back({device, OpenStream(device, 1)});
+    }
+    for (size_t i = 0; i < kTrainers; ++i)
+      all[i].trainer = std::make_unique<Trainer>(*experiments[i], all[i].device, *all[i].stream);
+    // Steps of all are under way at the same time.
+    for (int step = 0; step < 20; ++step) {
+      for (Running& one : all) one.trainer->Start();
+      for (Running& one : all) {
+        while (const auto r = one.trainer->Finish(/*wait=*/one.trainer->Full() || step == 19))
+          one.losses.push_back(r->loss);
+      }
+    }
+    for (size_t i = 0; i < kTrainers; ++i) {
+      EXPECT_EQ(all[i].losses, alone[i].losses) << i;
+      EXPECT_TRUE(SameBits(Values(*all[i].trainer), alone[i].values)) << i;
+    }
+  }
+  std::vector<Outcome> found(kTrainers);
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < kTrainers; ++i) {
+    threads.emplace_back([&, i] {
+      try {
+        found[i] = After20Steps(*experiments[i], "cuda");
+      } catch (const std::exception& error) {
+        ADD_FAILURE() << error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < kTrainers; ++i) {
+    EXPECT_EQ(found[i].losses, alone[i].losses) << i;
+    EXPECT_TRUE(SameBits(found[i].values, alone[i].values)) << i;
+  }
+}
+#endif
 
 TEST_F(Resume, SeedsOfDataAndWeightsAreIndependent) {
   struct Outcome {

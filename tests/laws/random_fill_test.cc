@@ -16,6 +16,10 @@ namespace {
 const RandomValues kNormal{.distribution = Distribution::kNormal, .sigma = 0.02, .seed = 3};
 const RandomValues kUniform{
     .distribution = Distribution::kUniform, .low = -0.1, .high = 0.3, .seed = 3};
+const RandomValues kLogarithm{
+    .distribution = Distribution::kLogarithm, .low = 1e-6, .high = 16, .seed = 3};
+const RandomValues kInverseSoftplus{
+    .distribution = Distribution::kInverseSoftplus, .low = 1e-3, .high = 0.1, .seed = 3};
 
 std::vector<float> OnCpu(const RandomValues& values, int64_t n) {
   std::vector<float> y(static_cast<size_t>(n));
@@ -62,10 +66,25 @@ TEST(RandomFill, UniformFillsItsRange) {
   EXPECT_NEAR(std::sqrt(Mean(y, 2) - 0.01), 0.4 / std::sqrt(12.), 1e-3);
 }
 
+TEST(RandomFill, LogarithmIsThatOfAUniformNumber) {
+  auto y = OnCpu(kLogarithm, 400000);
+  for (float& v : y) v = std::exp(v);
+  EXPECT_NEAR(Mean(y, 1), 8, 4 * 16 / std::sqrt(12 * 400000.));
+  EXPECT_NEAR(Mean(y, 2), 256 / 3., 0.5);
+}
+
+TEST(RandomFill, InverseSoftplusIsThatOfALogUniformNumber) {
+  auto y = OnCpu(kInverseSoftplus, 400000);
+  for (float& v : y) v = std::log(std::log1p(std::exp(v)) / 1e-3f) / std::log(100.f);
+  EXPECT_NEAR(Mean(y, 1), 1 / 2., 4 / std::sqrt(12 * 400000.));
+  EXPECT_NEAR(Mean(y, 2), 1 / 3., 2e-3);
+}
+
 #ifdef WEFT_CUDA
 TEST(GpuRandomFill, EveryElementIsThatOfTheCpu) {
   constexpr int64_t n = 1000003;
-  for (const RandomValues& values : {kNormal, kUniform, RandomValues{.value = 0.3}}) {
+  for (const RandomValues& values :
+       {kNormal, kUniform, kLogarithm, kInverseSoftplus, RandomValues{.value = 0.3}}) {
     const auto expected = OnCpu(values, n);
     std::vector<float> found(n);
     Stream stream(std::in_place_type<CudaStream>, 0);
@@ -75,7 +94,7 @@ TEST(GpuRandomFill, EveryElementIsThatOfTheCpu) {
     cuda.Copy(found.data(), y, n * 4);
     cuda.Synchronize();
     for (size_t i = 0; i < expected.size(); ++i) {
-      const float ulp = std::nextafter(std::abs(expected[i]), 1.f) - std::abs(expected[i]);
+      const float size = std::abs(expected[i]), ulp = std::nextafter(size, 100.f) - size;
       ASSERT_LE(std::abs(found[i] - expected[i]), ulp) << i;
     }
   }

@@ -9,7 +9,6 @@
 
 #include "arch/core/mixer.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "arch/ops/linear.h"
@@ -44,13 +43,10 @@ struct GatedDeltaConfig : MixerConfig {
                               double init_std) const override;
 };
 
-// exp(A_log) uniform in (0, 16); softplus(dt_bias) log-uniform in [1e-3, 1e-1], at least 1e-4
-// (Mamba-2's defaults).
-double DrawALog(Rng& rng) { return std::log(std::max(16 * rng.Uniform(), 1e-6)); }
-double DrawDtBias(Rng& rng) {
-  const double dt = std::max(std::exp(rng.Uniform(std::log(1e-3), std::log(1e-1))), 1e-4);
-  return dt + std::log(-std::expm1(-dt));  // the inverse of softplus
-}
+// exp(A_log) uniform in (0, 16); softplus(dt_bias) log-uniform in [1e-3, 1e-1) (Mamba-2's
+// defaults).
+constexpr Init kALog{.distribution = Distribution::kLogarithm, .low = 1e-6, .high = 16};
+constexpr Init kDtBias{.distribution = Distribution::kInverseSoftplus, .low = 1e-3, .high = 1e-1};
 
 class GatedDelta : public Mixer {
  public:
@@ -69,8 +65,8 @@ class GatedDelta : public Mixer {
     };
     in_ = params.Add(path + "in", {InWidth(), D}, weights(D), true);
     conv_ = params.Add(path + "conv", {ConvChannels(), W_}, weights(W_), true);
-    a_log_ = params.Add(path + "a_log", {H_}, DrawALog, false);
-    dt_bias_ = params.Add(path + "dt_bias", {H_}, DrawDtBias, false);
+    a_log_ = params.Add(path + "a_log", {H_}, kALog, false);
+    dt_bias_ = params.Add(path + "dt_bias", {H_}, kDtBias, false);
     norm_ = params.Add(path + "norm", {V_}, Constant(1), false);
     out_ = params.Add(path + "out", {D, H_ * V_}, weights(H_ * V_), true);
   }

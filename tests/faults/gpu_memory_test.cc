@@ -1,0 +1,82 @@
+// links: weft_train
+// Memory of a GPU: it is as planned, and where there is too little of it, the error says what fits.
+
+#include <gtest/gtest.h>
+
+#include "experiments/train/trainer.h"
+#include "tests/errors.h"
+
+#ifdef WEFT_CUDA
+
+namespace weft {
+namespace {
+
+std::unique_ptr<Experiment> Make(std::vector<std::string> settings) {
+  for (const char* s : {"model.d_model=512", "train.length=1024", "mixer.gated_delta.heads=4",
+                        "mixer.gated_delta.key_dim=64", "mixer.gated_delta.value_dim=128"}) {
+    settings.push_back(s);
+  }
+  return Experiment::Load("", settings);
+}
+
+// Plans, makes and uses a trainer.
+void Train(const Experiment& e) {
+  const Device device = ChooseDevice(e);
+  const auto stream = OpenStream(device, 1);
+  Trainer trainer(e, device, *stream);
+  for (int step = 0; step < 2; ++step) trainer.Step();
+  trainer.Evaluate();
+  const double planned = static_cast<double>(PlanRun(e, device).memory_bytes);
+  EXPECT_NEAR(static_cast<double>(trainer.allocated_bytes()), planned, 0.05 * planned);
+}
+
+TEST(GpuMemory, IsAsPlanned) {
+  Train(*Make({"data.random=50304", "train.batch=16", "model.pattern=gated_delta,attention"}));
+  Train(*Make({"data.random=256", "train.batch=16", "train.precision=f32",
+               "model.pattern=attention,gated_delta"}));
+  Train(*Make({"data.random=256", "train.batch=16", "train.recompute=block"}));
+  // Evaluation needs more than training.
+  Train(*Make({"task.name=recall", "task.max_difficulty=1024", "task.difficulties=4",
+               "task.stage_steps=0", "eval.difficulties=1024", "eval.samples=4", "train.batch=2"}));
+}
+
+TEST(GpuMemory, ARunThatIsTooLargeNamesOneThatFits) {
+  const auto e = Make({"data.random=256", "train.batch=65536"});
+  const std::string error = ErrorOf(ExitCode::kOutOfMemory, [&] { Train(*e); });
+  EXPECT_HAS(error, "out of memory: the run needs ");
+  EXPECT_HAS(error, "; train.accumulate=");
+  EXPECT_HAS(error, " fits with ");
+}
+
+TEST(GpuMemory, WhatOthersHoldIsNotPlannedWith) {
+  const int64_t free = CudaMemory().free;
+  int64_t batch = 16;
+  const auto planned = [&] {
+    const auto e = Make({"data.random=256", Cat("train.batch=", batch)});
+    return PlanRun(*e, ChooseDevice(*e)).memory_bytes;
+  };
+  while (planned() < free / 2) batch *= 2;
+  const Arena others(Arena::Mode::kPlain, free / 2, Memory::kDevice);
+  const std::string batch_key = Cat("train.batch=", batch);
+  const std::string error = ErrorOf(ExitCode::kOutOfMemory, [&] {
+    Train(*Make({"data.random=256", batch_key}));
+  });
+  const size_t advice = error.find("train.accumulate=");
+  ASSERT_NE(advice, error.npos) << error;
+  Train(*Make(
+      {"data.random=256", batch_key, error.substr(advice, error.find(' ', advice) - advice)}));
+}
+
+TEST(GpuMemory, AnAllocationThatFailsLeavesTheRest) {
+  const Stream stream(std::in_place_type<CudaStream>, 0);
+  const std::string error = ErrorOf(ExitCode::kOutOfMemory, [] {
+    const Arena all(Arena::Mode::kPlain, CudaMemory().total, Memory::kDevice);
+  });
+  EXPECT_HAS(error, "MiB are free on the device; raise train.accumulate");
+  const Arena some(Arena::Mode::kPlain, 1 << 20, Memory::kDevice);
+}
+
+}  // namespace
+}  // namespace weft
+
+#endif
