@@ -391,8 +391,22 @@ TEST_P(TaskLaws, DifficultyOutOfRangeIsRefused) {
 
 TEST_P(TaskLaws, VocabularyIsSmall) { EXPECT_LE(task_->vocabulary().size(), 8192); }
 
+// Runs a Python script on the path of a file that holds `input`; returns the number it prints.
+int64_t RunPython(const std::string& script, const std::string& input) {
+  const std::string base = testing::TempDir() + "weft_task_programs_" + std::to_string(getpid());
+  std::ofstream(base, std::ios::binary) << input;
+  std::ofstream(base + ".py") << script;
+  FILE* pipe = popen(("python3 '" + base + ".py' '" + base + "'").c_str(), "r");
+  long long number = -1;
+  if (fscanf(pipe, "%lld", &number) != 1) number = -1;
+  EXPECT_EQ(pclose(pipe), 0);
+  std::remove(base.c_str());
+  std::remove((base + ".py").c_str());
+  return number;
+}
+
 // Python runs the text of programs with assertions, and refuses it when the answer is changed.
-TEST(AllTasks, PythonAgrees) {
+TEST(AllTasks, PythonAgreesWithAssertions) {
   std::string programs, wrong;
   int64_t count = 0;
   Sample sample;
@@ -408,24 +422,17 @@ TEST(AllTasks, PythonAgrees) {
       }
     }
   }
-  const std::string base = testing::TempDir() + "weft_task_programs_" + std::to_string(getpid());
-  const auto failures = [&](const std::string& texts) {
-    std::ofstream(base, std::ios::binary) << texts;
-    std::ofstream(base + ".py") << "import sys\n"
-                                   "failed = 0\n"
-                                   "for text in open(sys.argv[1]).read().split('\\0')[:-1]:\n"
-                                   "    try:\n"
-                                   "        exec(text, {})\n"
-                                   "    except AssertionError:\n"
-                                   "        failed += 1\n"
-                                   "print(failed)\n";
-    FILE* pipe = popen(("python3 '" + base + ".py' '" + base + "'").c_str(), "r");
-    long long failed = -1;
-    if (fscanf(pipe, "%lld", &failed) != 1) failed = -1;
-    EXPECT_EQ(pclose(pipe), 0);
-    std::remove(base.c_str());
-    std::remove((base + ".py").c_str());
-    return failed;
+  const auto failures = [](const std::string& texts) {
+    return RunPython(
+        "import sys\n"
+        "failed = 0\n"
+        "for text in open(sys.argv[1]).read().split('\\0')[:-1]:\n"
+        "    try:\n"
+        "        exec(text, {})\n"
+        "    except AssertionError:\n"
+        "        failed += 1\n"
+        "print(failed)\n",
+        texts);
   };
   EXPECT_GE(count, 300);
   EXPECT_EQ(failures(programs), 0);
@@ -662,7 +669,8 @@ TEST(StateBasedRecall, PointersAreUniformAndRevealFollowsTheKnob) {
     for (uint64_t index = 0; index < 2000; ++index) {
       task->Generate(1, Split::kTrain, index, 8, false, sample);
       auto lines = Lines(Text(*task, sample));
-      for (size_t k = 0; k < 5 && reveal == "bits"; ++k) ++pointers[std::to_string(k) + lines[1][16 + 3 * k]];
+      for (size_t k = 0; k < 5 && reveal == "bits"; ++k)
+        ++pointers[std::to_string(k) + lines[1][16 + 3 * k]];
       EXPECT_TRUE(lines.back().starts_with("assert bits[a] == "));
       lines.pop_back();
       for (const std::string& line : lines) {
@@ -672,6 +680,111 @@ TEST(StateBasedRecall, PointersAreUniformAndRevealFollowsTheKnob) {
     }
   }
   ExpectUniform(pointers, 40);
+}
+
+// Python prints what the interpreter says and the text states, writes the numbers of the trace, and
+// executes as many lines after the head as the difficulty says.
+TEST(CodeExecution, PythonAgrees) {
+  constexpr const char* kScript = R"(
+import sys
+class List(list):
+    def __setitem__(self, index, value):
+        list.__setitem__(self, index, value)
+        written.append(value)
+class Scope(dict):
+    def __setitem__(self, name, value):
+        if type(value) is int: written.append(value)
+        dict.__setitem__(self, name, List(value) if type(value) is list else value)
+def line(frame, event, argument):
+    global steps
+    if event == 'line' and head < frame.f_lineno < end: steps += 1
+    return line
+failed = 0
+for case in open(sys.argv[1]).read().split('\0')[:-1]:
+    text, answer, difficulty = case.split('\1')
+    lines = text.split('\n')
+    head = sum(l.startswith(('a, b, c, d, e = ', 'l = [', 'def ', '    return')) for l in lines)
+    end, steps, written, printed = len(lines), 0, [], []
+    code = compile(text, 'program', 'exec')
+    sys.settrace(lambda frame, event, argument: line if frame.f_code is code else None)
+    exec(code, {'print': printed.append}, Scope())
+    sys.settrace(None)
+    stated = text.split('#')[1].split()
+    failed += not (printed == [int(answer)] and stated[-1] == answer and steps == int(difficulty)
+        and (len(stated) == 1 or stated[1:-2] == [str(value) for value in written[5:]]))
+print(failed)
+)";
+  std::string cases, wrong_answers, wrong_steps;
+  int64_t count = 0;
+  Sample sample;
+  for (const Variant& variant : Variants()) {
+    if (variant.task != "code_execution") continue;
+    const auto task = variant.Make();
+    for (const auto& [difficulty, programs] :
+         {std::pair{1, 50}, {2, 50}, {5, 100}, {16, 100}, {64, 50}, {1024, 2}}) {
+      for (uint64_t index = 0; index < static_cast<uint64_t>(programs); ++index, ++count) {
+        task->Generate(12, Split::kTrain, index, difficulty, index % 3 == 0, sample);
+        const std::string text = Text(*task, sample);
+        const std::string answer =
+            task->Oracle(TextBeforeAnswer(*task, sample, sample.answers.back()));
+        const auto add = [&](std::string& to, const std::string& answer, int64_t steps) {
+          to += text + '\1' + answer + '\1' + std::to_string(steps) + '\0';
+        };
+        add(cases, answer, difficulty);
+        add(wrong_answers, answer + "1", difficulty);
+        add(wrong_steps, answer, difficulty + 1);
+      }
+    }
+  }
+  EXPECT_GT(count, 3000);
+  EXPECT_EQ(RunPython(kScript, cases), 0);
+  EXPECT_EQ(RunPython(kScript, wrong_answers), count);
+  EXPECT_EQ(RunPython(kScript, wrong_steps), count);
+}
+
+TEST(CodeExecution, EveryFeatureHasItsKnob) {
+  const std::map<std::string, std::vector<std::string>> marks = {
+      {"swaps", {"a, b = b, a"}},
+      {"arithmetic", {"a = (b + ", "a = (b - ", "a = (b * "}},
+      {"lists", {"l = [", "a = l[b]", "l[b] = a"}},
+      {"branches", {"if a < b:\n    ", "if a == 1:\n    "}},
+      {"loops", {"while i < 2:\n    ", "while i < b:\n    ", "\n    i = i + 1"}},
+      {"calls", {"def f(x):\n    return (x * ", "def g(x):", "a = f(b)", "a = g(b)"}}};
+  Sample sample;
+  const auto texts = [&](const std::vector<std::string>& knobs) {
+    const auto task = MakeTask("code_execution", knobs);
+    std::string all;
+    for (uint64_t index = 0; index < 500; ++index) {
+      task->Generate(1, Split::kTrain, index, 64, false, sample);
+      all += Text(*task, sample) + "\n";
+    }
+    return all;
+  };
+  const std::string with_all = texts({});
+  for (const auto& [knob, parts] : marks) {
+    const std::string without = texts({knob + "=false"});
+    for (const std::string& part : parts) {
+      EXPECT_NE(with_all.find(part), with_all.npos) << part;
+      EXPECT_EQ(without.find(part), without.npos) << part;
+    }
+  }
+}
+
+// What is left if no last line is read: the share of the asked variable's most frequent value.
+TEST(CodeExecution, VariablesStayMixed) {
+  Sample sample;
+  const auto task = MakeTask("code_execution");
+  for (const int64_t difficulty : {4, 64, 512}) {
+    std::map<int64_t, int64_t> counts;
+    for (uint64_t index = 0; index < 2000; ++index) {
+      task->Generate(1, Split::kEval, index, difficulty, true, sample);
+      const std::string line = Lines(Text(*task, sample)).back();  // print((a + 5) % 7)  # 3
+      ++counts[(line.back() - line[11] + 7) % 7];
+    }
+    int64_t most = 0;
+    for (const auto& [value, count] : counts) most = std::max(most, count);
+    EXPECT_LT(most, 2000 * 0.25) << difficulty;
+  }
 }
 
 TEST(Curricula, AreThoseOfTheSource) {
