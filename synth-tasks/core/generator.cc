@@ -50,7 +50,7 @@ std::vector<CurriculumStage> GeneratorConfig::Stages(int64_t max_difficulty) con
             " before it; expected an ascending list");
     require(difficulty <= max_difficulty, "task.difficulties[", i, "] = ", difficulty,
             " exceeds the largest difficulty, ", max_difficulty,
-            "; lower it or raise task.max_difficulty");
+            "; lower it, or change the knobs that allow for no more");
     require(last || steps > 0, "task.stage_steps[", i,
             "] = 0 would never end; only the last stage lasts until the end");
     require(!last || steps == 0, "task.stage_steps[", i, "] = ", steps,
@@ -120,7 +120,7 @@ void GeneratedTask::CheckDifficulty(int64_t difficulty) const {
   if (difficulty < 1 || difficulty > max_difficulty_) {
     Fail(ExitCode::kUsage, "difficulty ", difficulty, " of task ", name_, ": expected 1 to ",
          max_difficulty_,
-         max_difficulty_ < kLargestDifficulty ? ", or other knobs that allow for more" : "");
+         max_difficulty_ < kLargestDifficulty ? ", or knobs that allow for more" : "");
   }
 }
 

@@ -1,67 +1,15 @@
 // links: weft_tasks
 // Laws of every task in AllTasks(), under its default knobs and under every choice of every knob
-// with choices; then what only one task promises.
-
-#include <gtest/gtest.h>
-#include <unistd.h>
+// with choices.
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <fstream>
-#include <map>
 #include <set>
-#include <sstream>
 
-#include "arch/core/config.h"
-#include "kernels/base/check.h"
 #include "synth-tasks/core/python.h"
-#include "synth-tasks/core/task.h"
+#include "tests/laws/task_testing.h"
 
 namespace weft {
 namespace {
-
-std::unique_ptr<Task> MakeTask(const std::string& name,
-                               const std::vector<std::string>& knobs = {}) {
-  const auto config = FindTask(name).config();
-  ConfigVisitor visitor;
-  visitor.Section("task", *config);
-  Settings settings;
-  for (const std::string& knob : knobs) settings.push_back(ParseOverride("task." + knob, "test"));
-  Apply(settings, visitor.fields());
-  return config->Make();
-}
-
-struct Variant {
-  std::string task;
-  std::vector<std::string> knobs;
-  std::unique_ptr<Task> Make() const { return MakeTask(task, knobs); }
-};
-
-void PrintTo(const Variant& variant, std::ostream* out) {
-  *out << variant.task;
-  for (const std::string& knob : variant.knobs) *out << " " << knob;
-}
-
-std::vector<Variant> Variants() {
-  std::vector<Variant> variants;
-  for (const TaskSpec& spec : AllTasks()) {
-    variants.push_back({spec.name, {}});
-    const auto config = spec.config();
-    ConfigVisitor visitor;
-    config->Visit(visitor);
-    for (const ConfigField& field : visitor.fields()) {
-      for (const std::string& choice : field.choices) {
-        if (choice == *std::get<std::string*>(field.value)) continue;
-        variants.push_back({spec.name, {field.path + "=" + choice}});
-      }
-      if (const auto value = std::get_if<bool*>(&field.value)) {
-        variants.push_back({spec.name, {field.path + (**value ? "=false" : "=true")}});
-      }
-    }
-  }
-  return variants;
-}
 
 int64_t LargestDifficulty(const Task& task) {
   int64_t largest = 1;
@@ -76,19 +24,6 @@ int64_t LargestDifficulty(const Task& task) {
   return largest;
 }
 
-std::string Text(const Task& task, const Sample& sample) {
-  return task.vocabulary().Text(sample.tokens);
-}
-int32_t AnswerToken(const Sample& sample, int32_t position) {
-  return sample.labels[static_cast<size_t>(position)];
-}
-std::string Answer(const Task& task, const Sample& sample, int32_t position) {
-  const std::string& text = task.vocabulary().text(AnswerToken(sample, position));
-  return text.substr(text.find_first_not_of(' '));
-}
-std::string TextBeforeAnswer(const Task& task, const Sample& sample, int32_t position) {
-  return task.vocabulary().Text(std::span(sample.tokens).first(static_cast<size_t>(position) + 1));
-}
 // At most eight of a sample's answers: the first, the last, and some between.
 std::vector<int32_t> SomeAnswers(const Sample& sample) {
   std::vector<int32_t> some;
@@ -99,32 +34,10 @@ std::vector<int32_t> SomeAnswers(const Sample& sample) {
   }
   return some;
 }
-int64_t CountOf(const std::string& part, const std::string& text) {
-  int64_t count = 0;
-  for (size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++count;
-  return count;
-}
-std::vector<std::string> Lines(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  return lines;
-}
 bool Same(const Sample& a, const Sample& b) {
   return a.tokens == b.tokens && a.labels == b.labels && a.answers == b.answers;
 }
 bool IsProgram(const std::string& text) { return text.find("assert ") != text.npos; }
-
-template <class Function>
-std::string UsageError(Function&& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::kUsage) << error.what();
-    return error.what();
-  }
-  return "no error";
-}
 
 class TaskLaws : public testing::TestWithParam<Variant> {
  protected:
@@ -391,20 +304,6 @@ TEST_P(TaskLaws, DifficultyOutOfRangeIsRefused) {
 
 TEST_P(TaskLaws, VocabularyIsSmall) { EXPECT_LE(task_->vocabulary().size(), 8192); }
 
-// Runs a Python script on the path of a file that holds `input`; returns the number it prints.
-int64_t RunPython(const std::string& script, const std::string& input) {
-  const std::string base = testing::TempDir() + "weft_task_programs_" + std::to_string(getpid());
-  std::ofstream(base, std::ios::binary) << input;
-  std::ofstream(base + ".py") << script;
-  FILE* pipe = popen(("python3 '" + base + ".py' '" + base + "'").c_str(), "r");
-  long long number = -1;
-  if (fscanf(pipe, "%lld", &number) != 1) number = -1;
-  EXPECT_EQ(pclose(pipe), 0);
-  std::remove(base.c_str());
-  std::remove((base + ".py").c_str());
-  return number;
-}
-
 // Python runs the text of programs with assertions, and refuses it when the answer is changed.
 TEST(AllTasks, PythonAgreesWithAssertions) {
   std::string programs, wrong;
@@ -519,289 +418,6 @@ TEST(Python, WrongProgramsAreRefused) {
         "a = 1\nassert a == 1 "}) {
     EXPECT_THROW(CompletePython(program), Error) << program;
   }
-}
-
-// Counts against equal expectations: at most 5 sigma above the mean of chi squared.
-void ExpectUniform(const std::map<std::string, int64_t>& counts, size_t cells) {
-  ASSERT_EQ(counts.size(), cells);
-  double total = 0, chi_squared = 0;
-  for (const auto& [cell, count] : counts) total += static_cast<double>(count);
-  const double expected = total / static_cast<double>(cells);
-  for (const auto& [cell, count] : counts) {
-    chi_squared += (static_cast<double>(count) - expected) *
-                   (static_cast<double>(count) - expected) / expected;
-  }
-  const double freedom = static_cast<double>(cells) - 1;
-  EXPECT_LT(chi_squared, freedom + 5 * std::sqrt(2 * freedom));
-}
-
-TEST(StateTracking, SwapsAreUniformTranspositions) {
-  const auto task = MakeTask("state_tracking");
-  std::map<std::string, int64_t> counts;
-  Sample sample;
-  for (uint64_t index = 0; index < 300; ++index) {
-    task->Generate(1, Split::kTrain, index, 64, true, sample);
-    const auto lines = Lines(Text(*task, sample));
-    ASSERT_EQ(lines.size(), 66u);
-    EXPECT_EQ(lines[0], "a, b, c, d, e = range(5)");
-    for (size_t i = 1; i <= 64; ++i) {
-      const std::string &line = lines[i], x = line.substr(0, 1), y = line.substr(3, 1);
-      ASSERT_NE(x, y);
-      ASSERT_EQ(line, x + ", " + y + " = " + y + ", " + x);
-      ++counts[line];
-    }
-    EXPECT_TRUE(lines[65].starts_with("assert a == "));
-  }
-  ExpectUniform(counts, 20);
-}
-
-TEST(StateTracking, AssignmentsTakeAnyTwoSources) {
-  const auto task = MakeTask("state_tracking", {"update=assign"});
-  std::map<std::string, int64_t> counts;
-  Sample sample;
-  for (uint64_t index = 0; index < 1000; ++index) {
-    task->Generate(1, Split::kTrain, index, 64, true, sample);
-    const auto lines = Lines(Text(*task, sample));
-    for (size_t i = 1; i <= 64; ++i) {
-      ASSERT_NE(lines[i][0], lines[i][3]);
-      ASSERT_NE(lines[i][7], lines[i][10]);
-      ++counts[lines[i]];
-    }
-  }
-  ExpectUniform(counts, 400);
-}
-
-TEST(StateTracking, AssertionsComeAtTheInterval) {
-  struct Case {
-    std::vector<std::string> knobs;
-    int64_t difficulty, spacing, revealed;
-  };
-  const std::vector<Case> cases = {{{}, 4, 1, 1},
-                                   {{}, 8, 1, 1},
-                                   {{}, 16, 2, 1},
-                                   {{}, 64, 8, 1},
-                                   {{"interval=1"}, 64, 1, 1},
-                                   {{"interval=3", "reveal=all"}, 8, 3, 5},
-                                   {{"interval=8"}, 8, 8, 1}};
-  Sample sample;
-  for (const Case& expected : cases) {
-    const auto task = MakeTask("state_tracking", expected.knobs);
-    task->Generate(1, Split::kTrain, 0, expected.difficulty, false, sample);
-    auto lines = Lines(Text(*task, sample));
-    lines.erase(lines.begin());
-    int64_t updates = 0, revealed = 0;
-    for (const std::string& line : lines) {
-      if (line.starts_with("assert")) {
-        ++revealed;
-        continue;
-      }
-      const bool due = updates > 0 && updates % expected.spacing == 0;
-      EXPECT_EQ(revealed, due ? expected.revealed : 0) << "after update " << updates;
-      ++updates;
-      revealed = 0;
-    }
-    EXPECT_EQ(updates, expected.difficulty);
-    EXPECT_EQ(revealed, 1);
-  }
-}
-
-TEST(StateTracking, RevealsTheChosenVariables) {
-  Sample sample;
-  const auto revealed = [&](const std::string& reveal) {
-    const auto task = MakeTask("state_tracking", {"interval=1", "reveal=" + reveal});
-    std::map<std::string, int64_t> counts;
-    for (uint64_t index = 0; index < 200; ++index) {
-      task->Generate(1, Split::kTrain, index, 16, false, sample);
-      auto lines = Lines(Text(*task, sample));
-      lines.pop_back();
-      for (const std::string& line : lines) {
-        if (line.starts_with("assert ")) ++counts[line.substr(7, 1)];
-      }
-    }
-    return counts;
-  };
-  EXPECT_EQ(revealed("a"), (std::map<std::string, int64_t>{{"a", 3000}}));
-  EXPECT_EQ(revealed("all").at("e"), 3000);
-  ExpectUniform(revealed("any"), 5);
-}
-
-TEST(Recall, AddressesAndBitsAreUniform) {
-  const auto task = MakeTask("recall", {"queries=4"});
-  std::map<std::string, int64_t> addresses, bits;
-  Sample sample;
-  for (uint64_t index = 0; index < 4000; ++index) {
-    task->Generate(1, Split::kTrain, index, 16, false, sample);
-    const auto lines = Lines(Text(*task, sample));
-    ASSERT_EQ(lines.size(), 9u);
-    for (size_t i = 1; i < 9; i += 2) {
-      ++addresses[lines[i]];
-      ASSERT_TRUE(lines[i + 1].starts_with("assert bits[a] == "));
-    }
-    for (size_t i = 0; i < 16; ++i) ++bits[std::to_string(i) + lines[0][8 + 3 * i]];
-  }
-  ExpectUniform(addresses, 16);
-  ExpectUniform(bits, 32);
-}
-
-TEST(StateBasedRecall, SpacingIsUniformOnPowersOfTwo) {
-  const auto task = MakeTask("state_based_recall");
-  constexpr int64_t kCount = 5000;
-  std::map<int64_t, int64_t> assertions;
-  Sample sample;
-  for (uint64_t index = 0; index < kCount; ++index) {
-    task->Generate(1, Split::kTrain, index, 8, false, sample);
-    ++assertions[CountOf("assert", Text(*task, sample)) - 1];
-  }
-  // Spacings 1, 2, 4 and 8 in four fifths of the samples; strict samples look like spacing 8.
-  const std::map<int64_t, double> expected = {{7, .2}, {3, .2}, {1, .2}, {0, .4}};
-  ASSERT_EQ(assertions.size(), expected.size());
-  for (const auto& [count, part] : expected) {
-    EXPECT_NEAR(static_cast<double>(assertions[count]) / kCount, part,
-                4 * std::sqrt(part * (1 - part) / kCount));
-  }
-}
-
-TEST(StateBasedRecall, PointersAreUniformAndRevealFollowsTheKnob) {
-  Sample sample;
-  std::map<std::string, int64_t> pointers;
-  for (const std::string reveal : {"bits", "address"}) {
-    const auto task = MakeTask("state_based_recall", {"reveal=" + reveal, "strict_fraction=0"});
-    for (uint64_t index = 0; index < 2000; ++index) {
-      task->Generate(1, Split::kTrain, index, 8, false, sample);
-      auto lines = Lines(Text(*task, sample));
-      for (size_t k = 0; k < 5 && reveal == "bits"; ++k)
-        ++pointers[std::to_string(k) + lines[1][16 + 3 * k]];
-      EXPECT_TRUE(lines.back().starts_with("assert bits[a] == "));
-      lines.pop_back();
-      for (const std::string& line : lines) {
-        if (!line.starts_with("assert")) continue;
-        EXPECT_EQ(line.starts_with("assert bits["), reveal == "bits") << line;
-      }
-    }
-  }
-  ExpectUniform(pointers, 40);
-}
-
-// Python prints what the interpreter says and the text states, writes the numbers of the trace, and
-// executes as many lines after the head as the difficulty says.
-TEST(CodeExecution, PythonAgrees) {
-  constexpr const char* kScript = R"(
-import sys
-class List(list):
-    def __setitem__(self, index, value):
-        list.__setitem__(self, index, value)
-        written.append(value)
-class Scope(dict):
-    def __setitem__(self, name, value):
-        if type(value) is int: written.append(value)
-        dict.__setitem__(self, name, List(value) if type(value) is list else value)
-def line(frame, event, argument):
-    global steps
-    if event == 'line' and head < frame.f_lineno < end: steps += 1
-    return line
-failed = 0
-for case in open(sys.argv[1]).read().split('\0')[:-1]:
-    text, answer, difficulty = case.split('\1')
-    lines = text.split('\n')
-    head = sum(l.startswith(('a, b, c, d, e = ', 'l = [', 'def ', '    return')) for l in lines)
-    end, steps, written, printed = len(lines), 0, [], []
-    code = compile(text, 'program', 'exec')
-    sys.settrace(lambda frame, event, argument: line if frame.f_code is code else None)
-    exec(code, {'print': printed.append}, Scope())
-    sys.settrace(None)
-    stated = text.split('#')[1].split()
-    failed += not (printed == [int(answer)] and stated[-1] == answer and steps == int(difficulty)
-        and (len(stated) == 1 or stated[1:-2] == [str(value) for value in written[5:]]))
-print(failed)
-)";
-  std::string cases, wrong_answers, wrong_steps;
-  int64_t count = 0;
-  Sample sample;
-  for (const Variant& variant : Variants()) {
-    if (variant.task != "code_execution") continue;
-    const auto task = variant.Make();
-    for (const auto& [difficulty, programs] :
-         {std::pair{1, 50}, {2, 50}, {5, 100}, {16, 100}, {64, 50}, {1024, 2}}) {
-      for (uint64_t index = 0; index < static_cast<uint64_t>(programs); ++index, ++count) {
-        task->Generate(12, Split::kTrain, index, difficulty, index % 3 == 0, sample);
-        const std::string text = Text(*task, sample);
-        const std::string answer =
-            task->Oracle(TextBeforeAnswer(*task, sample, sample.answers.back()));
-        const auto add = [&](std::string& to, const std::string& answer, int64_t steps) {
-          to += text + '\1' + answer + '\1' + std::to_string(steps) + '\0';
-        };
-        add(cases, answer, difficulty);
-        add(wrong_answers, answer + "1", difficulty);
-        add(wrong_steps, answer, difficulty + 1);
-      }
-    }
-  }
-  EXPECT_GT(count, 3000);
-  EXPECT_EQ(RunPython(kScript, cases), 0);
-  EXPECT_EQ(RunPython(kScript, wrong_answers), count);
-  EXPECT_EQ(RunPython(kScript, wrong_steps), count);
-}
-
-TEST(CodeExecution, EveryFeatureHasItsKnob) {
-  const std::map<std::string, std::vector<std::string>> marks = {
-      {"swaps", {"a, b = b, a"}},
-      {"arithmetic", {"a = (b + ", "a = (b - ", "a = (b * "}},
-      {"lists", {"l = [", "a = l[b]", "l[b] = a"}},
-      {"branches", {"if a < b:\n    ", "if a == 1:\n    "}},
-      {"loops", {"while i < 2:\n    ", "while i < b:\n    ", "\n    i = i + 1"}},
-      {"calls", {"def f(x):\n    return (x * ", "def g(x):", "a = f(b)", "a = g(b)"}}};
-  Sample sample;
-  const auto texts = [&](const std::vector<std::string>& knobs) {
-    const auto task = MakeTask("code_execution", knobs);
-    std::string all;
-    for (uint64_t index = 0; index < 500; ++index) {
-      task->Generate(1, Split::kTrain, index, 64, false, sample);
-      all += Text(*task, sample) + "\n";
-    }
-    return all;
-  };
-  const std::string with_all = texts({});
-  for (const auto& [knob, parts] : marks) {
-    const std::string without = texts({knob + "=false"});
-    for (const std::string& part : parts) {
-      EXPECT_NE(with_all.find(part), with_all.npos) << part;
-      EXPECT_EQ(without.find(part), without.npos) << part;
-    }
-  }
-}
-
-// What is left if no last line is read: the share of the asked variable's most frequent value.
-TEST(CodeExecution, VariablesStayMixed) {
-  Sample sample;
-  const auto task = MakeTask("code_execution");
-  for (const int64_t difficulty : {4, 64, 512}) {
-    std::map<int64_t, int64_t> counts;
-    for (uint64_t index = 0; index < 2000; ++index) {
-      task->Generate(1, Split::kEval, index, difficulty, true, sample);
-      const std::string line = Lines(Text(*task, sample)).back();  // print((a + 5) % 7)  # 3
-      ++counts[(line.back() - line[11] + 7) % 7];
-    }
-    int64_t most = 0;
-    for (const auto& [value, count] : counts) most = std::max(most, count);
-    EXPECT_LT(most, 2000 * 0.25) << difficulty;
-  }
-}
-
-TEST(Curricula, AreThoseOfTheSource) {
-  const auto stages = [](const std::string& name) {
-    std::vector<std::vector<double>> rows;
-    for (const CurriculumStage& stage : MakeTask(name)->Curriculum()) {
-      rows.push_back({static_cast<double>(stage.difficulty), static_cast<double>(stage.steps),
-                      stage.promote_accuracy});
-    }
-    return rows;
-  };
-  using Rows = std::vector<std::vector<double>>;
-  EXPECT_EQ(stages("recall"), (Rows{{128, 0, 0}}));
-  EXPECT_EQ(stages("state_tracking"),
-            (Rows{{8, 500, 0}, {16, 1000, 0}, {32, 2000, 0}, {64, 0, 0}}));
-  EXPECT_EQ(stages("state_based_recall"),
-            (Rows{{8, 10000, .95}, {16, 30000, .95}, {32, 30000, .95}, {64, 0, 0}}));
 }
 
 }  // namespace
