@@ -28,8 +28,8 @@
 //
 // Class. For fixed p a straight program is a word problem of transformations of p^(5+p) states,
 // which has S5 in it (swaps): NC1-complete, beyond fixed-depth transformers unless TC0 = NC1.
-// Indexed reads make it recall too, as in state_based_recall; loops make the text shorter than the
-// computation, so that depth is needed which no single pass over the text provides.
+// Indexed reads make it recall too, as in state_based_recall; branches and loops make the order of
+// execution another than that of the text.
 //
 // Source: ours, in the spirit of Zaremba and Sutskever, arXiv:1410.4615 (learning to execute), and
 // of the intermediate values of Nye et al., arXiv:2112.00114.

@@ -14,6 +14,7 @@ namespace weft {
 namespace {
 
 constexpr int64_t kMostSteps = 1000000;
+constexpr int64_t kDeepestCall = 100;
 
 class Interpreter {
  public:
@@ -208,7 +209,7 @@ class Interpreter {
   int64_t Call(const std::string& name, int64_t argument) {
     const auto found = functions_.find(name);
     Check(found != functions_.end(), "\"", name, "\" is not a function in line: ", line_);
-    CountStep();
+    Check(++depth_ <= kDeepestCall, "more than ", kDeepestCall, " calls in calls: ", line_);
     const std::map<std::string, int64_t> globals = numbers_;
     const std::string_view rest = rest_;
     numbers_[found->second.parameter] = argument;
@@ -217,6 +218,7 @@ class Interpreter {
     ExpectEnd();
     rest_ = rest;
     numbers_ = globals;
+    --depth_;
     return value;
   }
 
@@ -278,7 +280,7 @@ class Interpreter {
   std::map<std::string, std::vector<int64_t>> lists_;
   std::map<std::string, Function> functions_;
   std::string_view line_, rest_;
-  int64_t steps_ = 0;
+  int64_t steps_ = 0, depth_ = 0;
 };
 
 }  // namespace

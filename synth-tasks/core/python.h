@@ -20,8 +20,8 @@ namespace weft {
 //   product := factor (("*" | "%") factor)*
 //   factor  := integer | "-" factor | "(" sum ")" | name | name "[" sum "]" | name "(" sum ")"
 //
-// Every other assertion has to hold. Anything else, or a program of more than a million steps, is
-// an Error that quotes the line.
+// Every other assertion has to hold. Anything else, or a program of more than a million steps or a
+// hundred calls in calls, is an Error that quotes the line.
 std::string CompletePython(const std::string& program);
 
 }  // namespace weft

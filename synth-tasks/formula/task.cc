@@ -15,7 +15,7 @@
 // unless TC0 = NC1; in Polish notation a suffix can ask for any of n bits that came before, so a
 // recurrence needs more than O(log n) bits of state. A hybrid needs neither. Integer formulas
 // are PNC1-complete over the integers (Caussinus et al. 1998); modulo a fixed m, as here, they are
-// in NC1, and at least as hard as boolean formulas.
+// NC1-complete, since 1 - x and x * y are boolean operations.
 //
 // Source: Olmo Hybrid (arXiv:2604.03444), section 3 and Corollary 3.1, which gives no distribution;
 // this one is ours. Random trees are log n deep on average, and "&" and "|" often settle a value

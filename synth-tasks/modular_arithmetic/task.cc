@@ -9,10 +9,9 @@
 //
 // Chance is the most frequent value's probability: 0, which products prefer; computed.
 //
-// Class. Without brackets the language is regular: the sum so far and the product so far are the
-// state, and products modulo m are no group, so that a state transition needs more than a
-// Householder reflection. With brackets it is context-free and in NC1, complete for it if the
-// values form a group that is not solvable, which numbers do not.
+// Class. Without brackets the language is regular and its monoid solvable, hence in TC0; the sum so
+// far and the product that may still grow are the state, and a product with 0 cannot be undone.
+// With brackets it is NC1-complete, since 1 - x and x * y evaluate boolean formulas.
 //
 // Source: Deletang et al., arXiv:2207.02098, appendix A, whose generators they are; used by Grazzi
 // et al., arXiv:2411.12537, Table 3, with m = 5, and lengths 3-40 in training (difficulties = [40],

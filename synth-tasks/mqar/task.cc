@@ -6,10 +6,10 @@
 //
 // K keys and K values are drawn without replacement, keys from 1..V/2-1, values from V/2..V-1. Then
 // come slots * K places, at even offsets. The queries, in the order of their pairs, take places
-// without replacement with weights g^(a-1), g = 1, 2, ... the number of the place, so that recent
-// pairs are asked for sooner. Everything else is filled with random tokens of the whole vocabulary,
-// or with token 0. The value does not follow its query: labels are tags at the queries, and nothing
-// else is learned. All queries are answers.
+// without replacement with weights g^(a-1), g = 1, 2, ... the number of the place: a power law of
+// the gap. Everything else is filled with random tokens of the whole vocabulary, or with token 0.
+// The value does not follow its query: labels are tags at the queries, and nothing else is learned.
+// All queries are answers.
 //
 // Zoology's configurations (tokens, pairs): (64,16), (128,32), (256,64), (512,128) and (1024,256)
 // have slots = 1; (256,32) and (512,64) slots = 3; (64,4), (128,8) and (256,16) slots = 7.

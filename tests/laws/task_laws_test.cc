@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "kernels/base/rng.h"
 #include "synth-tasks/core/python.h"
 #include "tests/laws/task_testing.h"
 
@@ -348,6 +349,67 @@ TEST(AllTasks, PythonAgreesWithAssertions) {
   EXPECT_EQ(failures(changed), changed_count);
 }
 
+// Any value of every knob gives a task that obeys the laws of single samples, or is refused.
+TEST(AllTasks, AnyKnobsAreLawfulOrRefused) {
+  Rng rng(1, Purpose::kTest, 0);
+  const auto number = [&](const Range& range) {  // log-uniform, the bounds included
+    const double low = range.low, high = std::min(range.high, 1e6);
+    const double drawn = low - 1 + std::exp(rng.Uniform(0, std::log(high - low + 2)));
+    return std::clamp(drawn, low, high);
+  };
+  Sample sample;
+  for (const TaskSpec& spec : AllTasks()) {
+    int64_t made = 0;
+    for (int trial = 0; trial < 150; ++trial) {
+      const auto config = spec.config();
+      ConfigVisitor visitor;
+      config->Visit(visitor);
+      std::string knobs = spec.name;
+      for (const ConfigField& field : visitor.fields()) {
+        if (const auto value = std::get_if<bool*>(&field.value)) **value = rng.Below(2) == 0;
+        if (const auto value = std::get_if<int64_t*>(&field.value)) {
+          **value = std::llround(number(field.range));
+        }
+        if (const auto value = std::get_if<double*>(&field.value)) **value = number(field.range);
+        if (const auto value = std::get_if<std::string*>(&field.value)) {
+          **value = field.choices[rng.Below(static_cast<uint32_t>(field.choices.size()))];
+        }
+        if (field.path == "difficulties") *std::get<std::vector<int64_t>*>(field.value) = {1};
+        if (field.path == "stage_steps") *std::get<std::vector<int64_t>*>(field.value) = {0};
+        knobs += " " + field.path + "=" + ToToml(field);
+      }
+      std::unique_ptr<Task> task;
+      try {
+        task = config->Make();
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), ExitCode::kUsage) << knobs;
+        continue;
+      }
+      ++made;
+      const int64_t largest = LargestDifficulty(*task);
+      for (const int64_t difficulty : {int64_t{1}, int64_t{2}, int64_t{7}, largest}) {
+        if (difficulty > largest || (difficulty == largest && trial % 10 != 0)) continue;
+        EXPECT_GT(task->Chance(std::min<int64_t>(difficulty, 64)), 0) << knobs;
+        EXPECT_LE(task->Chance(std::min<int64_t>(difficulty, 64)), 1) << knobs;
+        for (uint64_t index = 0; index < 6; ++index) {
+          const Split split = index % 2 == 0 ? Split::kTrain : Split::kEval;
+          task->Generate(9, split, index, difficulty, split == Split::kEval, sample);
+          ASSERT_LE(static_cast<int64_t>(sample.tokens.size()), task->MaxLength(difficulty))
+              << knobs;
+          ASSERT_EQ(sample.labels.size(), sample.tokens.size()) << knobs;
+          for (const int32_t position : SomeAnswers(sample)) {
+            ASSERT_EQ(task->Oracle(TextBeforeAnswer(*task, sample, position)),
+                      Answer(*task, sample, position))
+                << knobs << "\n"
+                << Text(*task, sample);
+          }
+        }
+      }
+    }
+    EXPECT_GE(made, 30) << spec.name;
+  }
+}
+
 TEST(AllTasks, UnknownNameGivesTheNearest) {
   EXPECT_EQ(std::string(FindTask("recall").name), "recall");
   const std::string error = UsageError([] { FindTask("state_trackin"); });
@@ -409,13 +471,47 @@ TEST(Python, ReadsAllTermsBeforeItSetsNames) {
   EXPECT_EQ(CompletePython("a, b, c = range(3)\na, b = c, c\nassert b =="), "2");
 }
 
+TEST(Python, FollowsBranchesLoopsAndCalls) {
+  EXPECT_EQ(CompletePython("l = [4, 5, 6]\nl[1] = 9\na, l[0] = l[1], l[2]\nprint(l[0] + a * 2)"),
+            "24");
+  EXPECT_EQ(CompletePython("def f(x):\n    return (x * 3 + 2) % 7\nx = 5\na = f(f(2))\n"
+                           "print((a + x) % 7)  # anything"),
+            "3");
+  EXPECT_EQ(CompletePython("a = 2\nif a < 2:\n    a = 7\nif a == 2:\n    a = a - 5\nprint(a % 4)"),
+            "1");
+  EXPECT_EQ(CompletePython("i, a = 0, 1\nwhile i < 3:\n    if i == 1:\n        a = a * 10\n"
+                           "    i = i + 1\n    a = a + 1\nassert a =="),
+            "22");
+  EXPECT_EQ(CompletePython("print(-(2 - 5) * 2 - 1 - 1)"), "4");
+}
+
 TEST(Python, WrongProgramsAreRefused) {
-  for (const char* program :
-       {"", "a = 1", "a = 1\nassert a == 1", "a = 1\nassert a == 2\nassert a ==", "assert a ==",
-        "a, b = 1\nassert a ==", "a = [0, 1\nassert a ==", "bits = [0, 1]\nassert bits[2] ==",
-        "bits = [0, 1]\nassert bits ==", "a = 1 2\nassert a ==", "a = 1\n\nassert a ==",
-        "a = 99999999999999999999\nassert a ==", "a = 1\nassert a[0] ==", "a, b = [1]\nassert a ==",
-        "a = 1\nassert a == 1 "}) {
+  for (const char* program : {"",
+                              "a = 1",
+                              "a = 1\nassert a == 1",
+                              "a = 1\nassert a == 2\nassert a ==",
+                              "assert a ==",
+                              "a, b = 1\nassert a ==",
+                              "a = [0, 1\nassert a ==",
+                              "bits = [0, 1]\nassert bits[2] ==",
+                              "bits = [0, 1]\nassert bits ==",
+                              "a = 1 2\nassert a ==",
+                              "a = 1\n\nassert a ==",
+                              "a = 99999999999999999999\nassert a ==",
+                              "a = 1\nassert a[0] ==",
+                              "a, b = [1]\nassert a ==",
+                              "a = 1\nassert a == 1 ",
+                              "a = 1\nif a == 1:\nprint(a)",
+                              "if 1 < 2:\nprint(1)",
+                              "a = 0\nwhile a < 1:\n    a = 0\nprint(a)",
+                              "print(f(1))",
+                              "print(1",
+                              "print(1) 2",
+                              "def f(x):\n    return x\n    return x\nprint(f(1))",
+                              "print(1 % 0)",
+                              "a = 1\na[0] = 2\nprint(a)",
+                              "if 1 == 1:\n    a = 1\n      b = 1\nprint(a)",
+                              "def f(x):\n    return f(x)\nprint(f(1))"}) {
     EXPECT_THROW(CompletePython(program), Error) << program;
   }
 }
