@@ -78,7 +78,8 @@ void List(bool with_knobs) {
     for (const TaskSpec& spec : AllTasks()) {
       if (spec.group != group) continue;
       std::cout << fmt::format("  {:<{}}  {}\n", spec.name, width, spec.summary) << indent
-                << "difficulty " << spec.difficulty << "; chance " << spec.chance << "\n";
+                << "difficulty: " << spec.difficulty << "\n"
+                << indent << "chance: " << spec.chance << "\n";
       if (with_knobs) std::cout << HelpText(Knobs(*spec.config())) << "\n";
     }
   }

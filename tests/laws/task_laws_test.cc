@@ -3,11 +3,25 @@
 // with choices.
 
 #include <algorithm>
+#include <cstdlib>
+#include <new>
 #include <set>
 
 #include "kernels/base/rng.h"
 #include "synth-tasks/core/python.h"
 #include "tests/laws/task_testing.h"
+
+namespace {
+int64_t allocations = 0;
+}  // namespace
+
+void* operator new(size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace weft {
 namespace {
@@ -209,6 +223,21 @@ TEST_P(TaskLaws, SamplesDependOnSeedSplitAndIndexAlone) {
     expect_new(2, Split::kTrain, i);
     expect_new(1 + (uint64_t{1} << 32), Split::kTrain, i);
     expect_new(1, Split::kTrain, i + (uint64_t{1} << 32));
+  }
+}
+
+TEST_P(TaskLaws, GenerationAllocatesNothing) {
+  Sample sample;
+  for (const int64_t difficulty : difficulties_) {
+    for (const bool again : {false, true}) {
+      const int64_t before = allocations;
+      for (uint64_t index = 0; index < 20; ++index) {
+        task_->Generate(2, Split::kTrain, index, difficulty, index % 4 == 0, sample);
+      }
+      if (again) {
+        EXPECT_EQ(allocations, before) << "difficulty " << difficulty;
+      }
+    }
   }
 }
 
