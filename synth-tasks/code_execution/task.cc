@@ -11,7 +11,7 @@
 //   while i < 2:                        or i < a variable that holds at most 3
 //       d = (d + a) % 7                 one or two statements
 //       i = i + 1
-//   print((d + 5) % 7)  # 3
+//   print((d + 5) % 7)  # 4
 //
 // A step is a statement that is executed, or a condition that is evaluated; a line in a loop counts
 // as often as it is reached. The next statement is of a uniform kind among those that are switched
@@ -20,7 +20,7 @@
 // text at 8 tokens per step or fewer, otherwise something else is. Everything drawn is uniform.
 //
 // labels = "trace": before the answer, training samples list every number that a step wrote, in
-// order: `print((d + 5) % 7)  # trace 6 2 0 1 -> 3`. Strict samples have the answer alone.
+// order: `print((d + 5) % 7)  # trace 6 2 3 0 0 1 6 2 -> 4`. Strict samples have the answer alone.
 //
 // Chance. The uniform number in the last line makes every answer equally likely: 1/p. A model that
 // reads this line alone scores the share of the variables' most frequent value, 0: for p = 7, 0.15

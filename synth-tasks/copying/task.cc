@@ -11,9 +11,8 @@
 // Chance is 1/26. Class: a transformer of two layers copies strings of exponential length (hashed
 // n-grams); a recurrence needs n log2 26 bits of state.
 //
-// Source: Jelassi et al., arXiv:2402.01032, sections 2 and 4, and its code: copy, prefix_ngram and
-// suffix_ngram with n = 3. There the full stop is
-// graded too.
+// Source: Jelassi et al., arXiv:2402.01032, experiments on copying, and its code: copy,
+// prefix_ngram and suffix_ngram with n = 3. There the full stop is graded too.
 
 #include <array>
 

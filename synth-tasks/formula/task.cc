@@ -18,8 +18,8 @@
 // NC1-complete, since 1 - x and x * y are boolean operations.
 //
 // Source: Olmo Hybrid (arXiv:2604.03444), section 3 and Corollary 3.1, which gives no distribution;
-// this one is ours. Random trees are log n deep on average, and "&" and "|" often settle a value
-// early, so boolean accuracy without understanding is above 1/2.
+// this one is ours. Random trees are about log n deep, and "&" and "|" often settle a value
+// near the root, so that a part of a boolean formula says more than chance.
 
 #include <algorithm>
 

@@ -7,10 +7,10 @@
 //   k17 ? k4 ?                     "memorization": the values of fixed facts, at n question marks
 //       v80  v3
 //
-// The answers are tags: the sample does not show them, and nothing else is learned. Letters, and
-// the places of the n letters among 15 n, are uniform; V - 2 letters, or V - 1 in "compression".
-// Facts are one-to-one, drawn once from `facts` alone, (V - 1) / 2 of them; keys are uniform with
-// replacement. Training and evaluation ask for the same facts.
+// The answers are tags: the sample does not show them, and nothing else is learned. Letters are
+// uniform, V - 2 of them, or V - 1 in "compression". Each of 14 n blanks is put before a uniform
+// one of the n letters. Facts are one-to-one, drawn once from `facts` alone, (V - 1) / 2 of them;
+// keys are uniform with replacement. Training and evaluation ask for the same facts.
 //
 // vocabulary = 0 means the source's baseline: 16, 16 and 256. Its lengths are n = 16 (256 tokens)
 // for selective copying, 31 for compression and 16 (32 tokens) for memorization.
@@ -19,10 +19,9 @@
 // content-dependent times; memorization needs parameters, no state.
 //
 // Source: Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", arXiv:2403.17844,
-// section 3.1, and its code. Its compression task has an MLP reconstruct the sequence from the
+// section 3, and its code. Its compression task has an MLP reconstruct the sequence from the
 // representation of the last token. A task here does not know the model, so the sequence is asked
-// for after ">": the same demand on the state of a recurrence, but attention may look back. Its
-// selective copying draws insertion points, one by one; here all placements are equally likely.
+// for after ">": the same demand on the state of a recurrence, but attention may look back.
 
 #include <algorithm>
 #include <array>
@@ -34,7 +33,7 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kPlacesPerLetter = 15;  // before ">": with the answers 16, as in the source
+constexpr int64_t kBlanksPerLetter = 14;  // 16 tokens per letter in all, as in the source
 
 struct MadMemoryConfig : GeneratorConfig {
   std::string variant = "selective_copying";
@@ -113,25 +112,24 @@ class MadMemory : public GeneratedTask {
       }
       return;
     }
-    std::array<int32_t, kLargestDifficulty> letters;
-    int64_t written = 0;
-    const int64_t places = Places(n);
-    for (int64_t i = 0; i < places; ++i) {
-      // Of the places left, as many uniform ones as letters are left.
-      const bool here = places == n || rng.Below(static_cast<uint32_t>(places - i)) <
-                                           static_cast<uint32_t>(n - written);
-      if (here) letters[static_cast<size_t>(written++)] = static_cast<int32_t>(rng.Below(choices_));
-      out.Put(here ? letters[static_cast<size_t>(written - 1)] : blank_);
+    const auto count = static_cast<uint32_t>(n);
+    std::array<int32_t, kLargestDifficulty> letters, blanks;
+    std::fill_n(blanks.begin(), count, 0);
+    for (int64_t i = 0; i < Blanks(n); ++i) ++blanks[rng.Below(count)];
+    for (uint32_t i = 0; i < count; ++i) {
+      for (int32_t k = 0; k < blanks[i]; ++k) out.Put(blank_);
+      letters[i] = static_cast<int32_t>(rng.Below(choices_));
+      out.Put(letters[i]);
     }
-    for (int64_t i = 0; i < n; ++i) {
+    for (uint32_t i = 0; i < count; ++i) {
       out.Put(i == 0 ? ask_ : blank_);
-      out.TagAnswer(letters[static_cast<size_t>(i)]);
+      out.TagAnswer(letters[i]);
     }
   }
 
-  int64_t Places(int64_t n) const { return selects_ ? kPlacesPerLetter * n : n; }
+  int64_t Blanks(int64_t n) const { return selects_ ? kBlanksPerLetter * n : 0; }
   double ChanceOf(int64_t) const override { return 1.0 / choices_; }
-  int64_t LengthOf(int64_t n) const override { return memorizes_ ? 2 * n : Places(n) + n; }
+  int64_t LengthOf(int64_t n) const override { return 2 * n + Blanks(n); }
 
   bool memorizes_, selects_;
   uint32_t choices_;  // letters or facts

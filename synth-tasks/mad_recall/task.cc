@@ -1,8 +1,8 @@
 // MAD's recall tasks: keys with their values, then one of the keys again.
 //
-//   k3 v1 k0 v5 k3 v1 k6 v2 > k0 v5             variant = "in_context": n pairs, > asks
-//   k3 v1 n7 n2 k0 v5 > k3 v1                   "noisy": a pair is two tokens of noise instead, p =
-//   0.2 _ _ k1 k4 v0 k2 v3 v6 > k1 k4 v0            "fuzzy": keys and values are 1 to 3 tokens
+//   k3 v1 k0 v5 k3 v1 k6 v2 > k0 v5     variant = "in_context": n pairs, > asks
+//   k3 v1 n7 n2 k0 v5 > k3 v1           "noisy": one pair in five is two tokens of noise
+//   _ _ k1 k4 v0 k2 v3 v6 > k1 k4 v0    "fuzzy": keys and values are 1 to 3 tokens
 //
 // A key keeps the value of its first time; keys and values are uniform. V tokens are keys, as many
 // values or one more, ">", and in "fuzzy" the padding "_"; "noisy" has 16 tokens of noise besides,
@@ -19,7 +19,7 @@
 // them.
 //
 // Source: Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", arXiv:2403.17844,
-// section 3.1, and its code, which draws the probe of "fuzzy" first and puts it at a uniform place.
+// section 3, and its code, which draws the probe of "fuzzy" first and puts it at a uniform place.
 
 #include <algorithm>
 #include <array>

@@ -1,21 +1,25 @@
 // Modular arithmetic: the value of an expression modulo m, without brackets or with.
 //
-//   2+1*4-3=0            digits below m and + - *, with the usual precedence
+//   2+1*4-3=3            digits below m and + - *, with the usual precedence
 //   ((2+-1)*(4))=4       brackets = true: every operation has its own
 //
 // An expression has n symbols. Without brackets digits and operators alternate, all uniform, and an
 // even n adds one. With brackets an expression of 1 to 4 symbols is d, -d, (d) or (-d), and a
 // longer one is (left op right), with 1 to n - 4 symbols on the left, uniform.
 //
-// Chance is the most frequent value's probability: 0, which products prefer; computed.
+// Chance is the most frequent value's probability: 0, which products prefer; computed. Without
+// multiplication it is 1/m.
 //
 // Class. Without brackets the language is regular and its monoid solvable, hence in TC0; the sum so
 // far and the product that may still grow are the state, and a product with 0 cannot be undone.
-// With brackets it is NC1-complete, since 1 - x and x * y evaluate boolean formulas.
+// With brackets it is NC1-complete, since 1 - x and x * y evaluate boolean formulas; without
+// multiplication it is in TC0, a sum with signs that the brackets turn.
 //
-// Source: Deletang et al., arXiv:2207.02098, appendix A, whose generators they are; used by Grazzi
-// et al., arXiv:2411.12537, Table 3, with m = 5, and lengths 3-40 in training (difficulties = [40],
-// shortest = 3), 40-256 in the test.
+// Source: Deletang et al., arXiv:2207.02098, appendix A, and its code, whose generators they are;
+// Grazzi et al., arXiv:2411.12537, Table 3, use them with m = 5 and lengths 3-40 in training
+// (difficulties = [40], shortest = 3), 40-256 in the test. In its code expressions with brackets
+// have no multiplication unless a config says so, and a length counts three symbols more: "=",
+// the value and a padding.
 
 #include <algorithm>
 
@@ -26,11 +30,9 @@
 namespace weft {
 namespace {
 
-constexpr uint32_t kOperators = 3;  // + - *
-
 struct ModularArithmeticConfig : LanguageConfig {
   int64_t modulus = 5;
-  bool brackets = false;
+  bool brackets = false, multiplication = true;
 
   ModularArithmeticConfig() {
     difficulties = {8, 16, 40};
@@ -40,6 +42,7 @@ struct ModularArithmeticConfig : LanguageConfig {
   void Visit(ConfigVisitor& v) override {
     v.Key("modulus", modulus, "m, the number of values", Range{2, 10});
     v.Key("brackets", brackets, "bracket every operation");
+    v.Key("multiplication", multiplication, "operators + - *; otherwise + -");
     LanguageConfig::Visit(v);
   }
   std::unique_ptr<Task> Make() const override;
@@ -50,10 +53,11 @@ class ModularArithmetic : public GeneratedTask {
   explicit ModularArithmetic(const ModularArithmeticConfig& config)
       : GeneratedTask("modular_arithmetic", config, kLargestDifficulty, config.loss == "all"),
         modulus_(static_cast<uint32_t>(config.modulus)),
+        operators_(config.multiplication ? 3 : 2),
         brackets_(config.brackets) {
     Atoms atoms;
     digit_ = atoms.Add("", Numbers(config.modulus));
-    operator_ = atoms.Add("", {"+", "-", "*"});
+    operator_ = config.multiplication ? atoms.Add("", {"+", "-", "*"}) : atoms.Add("", {"+", "-"});
     open_ = atoms.Add("(");
     close_ = atoms.Add(")");
     equals_ = atoms.Add("=");
@@ -83,7 +87,7 @@ class ModularArithmetic : public GeneratedTask {
     return value;
   }
   uint32_t Operator(SampleWriter& out, Rng& rng) const {
-    const uint32_t op = rng.Below(kOperators);
+    const uint32_t op = rng.Below(operators_);
     out.Put(operator_ + static_cast<int32_t>(op));
     return op;
   }
@@ -137,9 +141,9 @@ class ModularArithmetic : public GeneratedTask {
       std::vector<Distribution> next(modulus_, Distribution(modulus_));
       for (uint32_t sum = 0; sum < modulus_; ++sum) {
         for (uint32_t product = 0; product < modulus_; ++product) {
-          const double share = now[sum][product] / (kOperators * modulus_);
+          const double share = now[sum][product] / (operators_ * modulus_);
           for (uint32_t digit = 0; digit < modulus_; ++digit) {
-            next[sum][Apply(2, product, digit)] += share;
+            if (operators_ == 3) next[sum][Apply(2, product, digit)] += share;
             for (const uint32_t op : {0u, 1u}) {
               next[Apply(0, sum, product)][Apply(op, 0, digit)] += share;
             }
@@ -162,13 +166,13 @@ class ModularArithmetic : public GeneratedTask {
     for (size_t length = 5; length <= n; ++length) {
       Distribution values(modulus_);
       for (size_t left = 1; left + 4 <= length; ++left) {
-        for (uint32_t op = 0; op < kOperators; ++op) {
+        for (uint32_t op = 0; op < operators_; ++op) {
           Add(values,
               Combine(of_length[left], of_length[length - 3 - left],
                       [&](size_t x, size_t y) {
                         return Apply(op, static_cast<uint32_t>(x), static_cast<uint32_t>(y));
                       }),
-              1.0 / (kOperators * static_cast<double>(length - 4)));
+              1.0 / (operators_ * static_cast<double>(length - 4)));
         }
       }
       of_length[length] = values;
@@ -178,7 +182,7 @@ class ModularArithmetic : public GeneratedTask {
 
   int64_t LengthOf(int64_t n) const override { return (brackets_ ? n : n | 1) + 2; }
 
-  uint32_t modulus_;
+  uint32_t modulus_, operators_;
   bool brackets_;
   int32_t digit_, operator_, open_, close_, equals_;
 };

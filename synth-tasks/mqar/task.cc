@@ -1,8 +1,8 @@
 // Multi-query associative recall: keys come with values, later some positions repeat a key, and its
 // value is to be predicted there.
 //
-//   k4 v7 k2 v8 k4 v3 k9 k2       two pairs; then places for queries, each two tokens wide
-//               v7       v8       what is to be predicted
+//   k4 v17 k2 v18  k4 v13  k9 v11  k2 k7  v15 k1    two pairs, then four places of two tokens
+//                  v17             v18              what is to be predicted
 //
 // K keys and K values are drawn without replacement, keys from 1..V/2-1, values from V/2..V-1. Then
 // come slots * K places, at even offsets. The queries, in the order of their pairs, take places
@@ -17,7 +17,7 @@
 // Chance is 2/V. Class: one attention layer with a shift solves it (an induction head); a fixed
 // state of b bits holds at most b / log2(V/2) pairs, so accuracy is bought with decode-state bytes.
 //
-// Source: Arora, Eyuboglu et al., "Zoology", arXiv:2312.04927, section 4 and appendix; the details
+// Source: Arora, Eyuboglu et al., "Zoology", arXiv:2312.04927, Figure 2; the details
 // (a = 0.01, fillers, order of the draws) are those of its code.
 
 #include <array>

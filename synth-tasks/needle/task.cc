@@ -15,7 +15,7 @@
 // the hay go by.
 //
 // Source: S-NIAH-1, -2 and -3 of RULER (Hsieh et al., arXiv:2404.06654, niah_single), as used in
-// Gated DeltaNet, arXiv:2412.06464, Table 2. There the hay of the last two is essays, and all is
+// Gated DeltaNet, arXiv:2412.06464. There the hay of the last two is essays, and all is
 // subwords; ours is synthetic, words and digits are tokens, and keys are one of 64 words.
 
 #include <array>

@@ -14,8 +14,8 @@
 // Chance. Any of the digits 6 to 9 is right with probability 1/4 in the first place and 1/10 in the
 // others. Class: as multi-query recall; a recurrence needs about 10 + 3.3 digits bits per entry.
 //
-// Source: Jelassi et al., arXiv:2402.01032, section 4.2, and its code (format, digits, examples).
-// There names may repeat; here the answer is unique.
+// Source: Jelassi et al., arXiv:2402.01032, experiments on look-up, and its code (format, digits,
+// examples). There names may repeat; here the answer is unique.
 
 #include <algorithm>
 #include <array>

@@ -1,7 +1,7 @@
 // Word problem: the product of n elements of a finite group.
 //
 //   02134 10234 21034       three elements of S5, as the places to which they send 0, 1, 2, 3, 4
-//   02134 12034 02134       what is to be predicted after each: the product so far, 02134 first
+//   02134 12034 10234       what is to be predicted after each: the product so far, 02134 first
 //
 // The products are tags: the label of a position is the state after its token, not the token after
 // it. In training every prefix is asked for (supervision = "every"), in evaluation the whole word.
@@ -20,9 +20,10 @@
 // (A5, S5) NC1-complete (Barrington 1989): fixed-depth transformers and diagonal RNNs cannot do
 // them unless TC0 = NC1. Parity needs negative eigenvalues, a swap I - 2kk^T as well.
 //
-// Source: Merrill, Petty and Sabharwal, arXiv:2404.08819, section 5 (groups, tags on prefixes);
-// Grazzi et al., arXiv:2411.12537, sections 5.1 and 5.2 (parity, S5 and its variants). They leave
-// open in which order permutations are composed; here the first letter acts first.
+// Source: Merrill, Petty and Sabharwal, arXiv:2404.08819 (groups, tags on prefixes), and its code;
+// Grazzi et al., arXiv:2411.12537, section 5 (parity, S5 and its variants). Open
+// there, chosen here: the first letter acts first, swaps do not include the identity, fillers come
+// after their element.
 
 #include <algorithm>
 #include <array>

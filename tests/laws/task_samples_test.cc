@@ -306,6 +306,7 @@ print(failed)
       {"modular_arithmetic", "infix", "10", {"modulus=10"}},
       {"modular_arithmetic", "infix", "5", {"brackets=true"}},
       {"modular_arithmetic", "infix", "2", {"brackets=true", "modulus=2"}},
+      {"modular_arithmetic", "infix", "5", {"brackets=true", "multiplication=false"}},
       {"formula", "infix", "2", {}},
       {"formula", "polish", "2", {"notation=polish"}},
       {"formula", "infix", "5", {"kind=integer"}},
@@ -697,24 +698,32 @@ TEST(MadRecall, NoiseAndMotifsAreAsStated) {
   }
 }
 
-TEST(MadMemory, LettersAreAnywhereAndFactsAreFixed) {
+TEST(MadMemory, BlanksAreSpreadAndFactsAreFixed) {
   Sample sample;
   const auto copying = MakeTask("mad_memory");
-  std::map<std::string, int64_t> places, letters;
-  for (uint64_t index = 0; index < 2000; ++index) {
+  std::map<std::string, int64_t> letters;
+  double sum = 0, squares = 0;
+  constexpr int64_t kCount = 4000;
+  for (uint64_t index = 0; index < kCount; ++index) {
     copying->Generate(1, Split::kTrain, index, 2, false, sample);
     ASSERT_EQ(sample.tokens.size(), 32u);
-    int64_t found = 0;
+    int64_t before = 0, found = 0;
     for (size_t i = 0; i < 30; ++i) {
-      if (sample.tokens[i] >= 14) continue;
-      ++found;
-      ++places[std::to_string(i)];
-      ++letters[std::to_string(sample.tokens[i])];
+      const bool letter = sample.tokens[i] < 14;
+      if (letter) ++letters[std::to_string(sample.tokens[i])];
+      before += found == 0 && !letter;
+      found += letter;
     }
     ASSERT_EQ(found, 2);
+    ASSERT_LT(sample.tokens[29], 14);
+    sum += static_cast<double>(before);
+    squares += static_cast<double>(before * before);
   }
-  ExpectUniform(places, 30);
   ExpectUniform(letters, 14);
+  // Binomial, of 28 blanks with probability 1/2.
+  const double mean = sum / kCount;
+  EXPECT_NEAR(mean, 14, 4 * std::sqrt(7.0 / kCount));
+  EXPECT_NEAR(squares / kCount - mean * mean, 7, 4 * 7 * std::sqrt(2.0 / kCount));
 
   const auto facts = [&](const std::string& knob, uint64_t seed, Split split) {
     const auto task = MakeTask("mad_memory", {"variant=memorization", knob});
