@@ -182,7 +182,7 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->check(CLI::IsMember({"train", "eval"}))
       ->capture_default_str();
   sample->add_flag("--strict", options.strict,
-                   "without intermediate assertions, as in evaluation; default: as in training");
+                   "without intermediate supervision, as in evaluation; default: as in training");
   sample->add_flag("--json", options.as_json, "a JSON array of rows");
   sample->allow_extras();
 
