@@ -1,7 +1,9 @@
 // weft-task: lists the synthetic tasks and prints samples of them.
 
+#include <fmt/core.h>
+
+#include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -52,24 +54,35 @@ json KnobsToJson(const std::vector<ConfigField>& knobs) {
   return rows;
 }
 
-void List(bool with_knobs, bool as_json) {
+void ListJson() {
   json rows = json::array();
   for (const TaskSpec& spec : AllTasks()) {
-    const auto config = spec.config();
-    const std::vector<ConfigField> knobs = Knobs(*config);
-    if (as_json) {
-      rows.push_back({{"name", spec.name},
-                      {"summary", spec.summary},
-                      {"chance", spec.chance},
-                      {"difficulty", spec.difficulty},
-                      {"knobs", KnobsToJson(knobs)}});
-      continue;
-    }
-    std::cout << spec.name << ": " << spec.summary << "; chance " << spec.chance << "; difficulty "
-              << spec.difficulty << "\n";
-    if (with_knobs) std::cout << HelpText(knobs) << "\n";
+    rows.push_back({{"name", spec.name},
+                    {"group", spec.group},
+                    {"summary", spec.summary},
+                    {"chance", spec.chance},
+                    {"difficulty", spec.difficulty},
+                    {"knobs", KnobsToJson(Knobs(*spec.config()))}});
   }
-  if (as_json) std::cout << rows.dump(2) << "\n";
+  std::cout << rows.dump(2) << "\n";
+}
+
+void List(bool with_knobs) {
+  size_t width = 0;
+  for (const TaskSpec& spec : AllTasks()) width = std::max(width, std::string(spec.name).size());
+  const std::string indent(width + 4, ' ');
+  for (const auto& [group, title] : {std::pair<std::string, const char*>{"state", "State"},
+                                     {"recall", "Recall"},
+                                     {"both", "State and recall"}}) {
+    std::cout << (group == "state" ? "" : "\n") << title << "\n";
+    for (const TaskSpec& spec : AllTasks()) {
+      if (spec.group != group) continue;
+      std::cout << fmt::format("  {:<{}}  {}\n", spec.name, width, spec.summary) << indent
+                << "difficulty: " << spec.difficulty << "\n"
+                << indent << "chance: " << spec.chance << "\n";
+      if (with_knobs) std::cout << HelpText(Knobs(*spec.config())) << "\n";
+    }
+  }
 }
 
 struct SampleOptions {
@@ -80,14 +93,33 @@ struct SampleOptions {
   std::vector<std::string> knobs;
 };
 
+// The texts of the answers, without the spaces that may begin them.
+std::string Answers(const Task& task, const Sample& sample) {
+  std::string answers;
+  for (const int32_t position : sample.answers) {
+    const std::string& text = task.vocabulary().text(sample.labels[static_cast<size_t>(position)]);
+    if (!answers.empty()) answers += ' ';
+    answers += text.substr(text.find_first_not_of(' '));
+  }
+  return answers;
+}
+
 void PrintSample(const Task& task, const Sample& sample, const json& row) {
+  const auto quoted = [&](int32_t token) {
+    return token == kIgnoreLabel ? "" : json(task.vocabulary().text(token)).dump();
+  };
   std::cout << "# difficulty " << row["difficulty"] << ", index " << row["index"] << ", "
             << sample.tokens.size() << " tokens, answer " << row["answer"].get<std::string>()
             << "\n"
-            << row["text"].get<std::string>() << "\n\nposition  token   label  text\n";
+            << row["text"].get<std::string>()
+            << "\n\nposition  token   label  text                  to predict\n";
   for (size_t i = 0; i < sample.tokens.size(); ++i) {
-    const std::string text = json(task.vocabulary().text(sample.tokens[i])).dump();
-    std::printf("%8zu  %5d  %6d  %s\n", i, sample.tokens[i], sample.labels[i], text.c_str());
+    const bool graded = std::ranges::binary_search(sample.answers, static_cast<int32_t>(i));
+    std::string line = fmt::format("{:8}  {:5}  {:6}  {:<20}  {}{}", i, sample.tokens[i],
+                                   sample.labels[i], quoted(sample.tokens[i]),
+                                   quoted(sample.labels[i]), graded ? "  <- answer" : "");
+    line.erase(line.find_last_not_of(' ') + 1);
+    std::cout << line << "\n";
   }
 }
 
@@ -105,11 +137,11 @@ void PrintSamples(const SampleOptions& options) {
     const int64_t index = options.index + i;
     task->Generate(static_cast<uint64_t>(options.seed), split, static_cast<uint64_t>(index),
                    difficulty, options.strict, sample);
-    const std::string& answer = task->vocabulary().text(sample.answer);
     const json row = {{"text", task->vocabulary().Text(sample.tokens)},
                       {"tokens", sample.tokens},
                       {"labels", sample.labels},
-                      {"answer", answer.substr(answer.find_first_not_of(' '))},
+                      {"answers", sample.answers},
+                      {"answer", Answers(*task, sample)},
                       {"difficulty", difficulty},
                       {"index", index}};
     if (options.as_json) {
@@ -125,7 +157,7 @@ int Main(CLI::App& app, int argc, char** argv) {
   app.require_subcommand(0, 1);
 
   bool with_knobs = false, as_json = false;
-  CLI::App* list = app.add_subcommand("list", "one line per task");
+  CLI::App* list = app.add_subcommand("list", "what there is, by what is probed");
   list->add_flag("--knobs", with_knobs, "also every knob with its default and what it may hold");
   list->add_flag("--json", as_json, "a JSON array, with knobs");
 
@@ -150,7 +182,7 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->check(CLI::IsMember({"train", "eval"}))
       ->capture_default_str();
   sample->add_flag("--strict", options.strict,
-                   "without intermediate assertions, as in evaluation; default: as in training");
+                   "without intermediate supervision, as in evaluation; default: as in training");
   sample->add_flag("--json", options.as_json, "a JSON array of rows");
   sample->allow_extras();
 
@@ -160,7 +192,7 @@ int Main(CLI::App& app, int argc, char** argv) {
     throw HelpWanted();
   }
   if (*list) {
-    List(with_knobs, as_json);
+    as_json ? ListJson() : List(with_knobs);
   } else if (!*sample) {
     Fail(ExitCode::kUsage, "no command is given, expected list or sample; see --help");
   } else {

@@ -34,7 +34,7 @@ class Source {
 // Samples of a task, packed whole into rows; what is left of a row is padding without labels.
 class TaskSource : public Source {
  public:
-  // kAnswers keeps the label of every sample's answer only: strict evaluation.
+  // kAnswers keeps the labels of every sample's answers only: strict evaluation.
   enum class Labels { kAll, kAnswers };
   TaskSource(const Task& task, uint64_t seed, Split split, int64_t difficulty, bool strict,
              Labels labels);

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "experiments/data/source.h"
 #include "kernels/base/check.h"
 
@@ -40,11 +42,15 @@ int64_t TaskSource::Pack(int64_t first, int64_t end, const Row& row) const {
     task_.Generate(seed_, split_, static_cast<uint64_t>(index), difficulty_, strict_, sample);
     const int64_t n = static_cast<int64_t>(sample.tokens.size());
     if (at + n > row.length) break;
-    for (int64_t i = 0; i < n; ++i) {
-      const bool keep = labels_ == Labels::kAll || i == sample.answer_position;
-      row.tokens[at + i] = sample.tokens[static_cast<size_t>(i)];
-      row.labels[at + i] = keep ? sample.labels[static_cast<size_t>(i)] : kIgnoreLabel;
-      row.doc_start[at + i] = static_cast<int32_t>(at);
+    std::copy_n(sample.tokens.begin(), n, row.tokens + at);
+    std::fill_n(row.doc_start + at, n, static_cast<int32_t>(at));
+    if (labels_ == Labels::kAll) {
+      std::copy_n(sample.labels.begin(), n, row.labels + at);
+    } else {
+      std::fill_n(row.labels + at, n, kIgnoreLabel);
+      for (const int32_t i : sample.answers) {
+        row.labels[at + i] = sample.labels[static_cast<size_t>(i)];
+      }
     }
     at += n;
   }

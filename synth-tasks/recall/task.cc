@@ -14,7 +14,7 @@
 namespace weft {
 namespace {
 
-struct RecallConfig : ProgramConfig {
+struct RecallConfig : LanguageConfig {
   int64_t max_difficulty = 128;
   int64_t queries = 1;
 
@@ -26,7 +26,7 @@ struct RecallConfig : ProgramConfig {
     VisitMaxDifficulty(v, max_difficulty);
     v.Key("queries", queries, "addresses asked for in a training sample; strict samples ask once",
           Range{1, 1024});
-    ProgramConfig::Visit(v);
+    LanguageConfig::Visit(v);
   }
   std::unique_ptr<Task> Make() const override;
 };
@@ -43,31 +43,21 @@ class Recall : public ProgramTask {
     vocabulary_ = atoms.Take();
   }
 
-  void Generate(uint64_t seed, Split split, uint64_t index, int64_t difficulty, bool strict,
-                Sample& sample) const override {
-    CheckDifficulty(difficulty);
-    SampleWriter out = Writer(sample);
-    Rng rng = Stream(seed, split, index);
-    list_.Write(out, rng, difficulty);
+  void Write(SampleWriter& out, Rng& rng, int64_t n, bool strict) const override {
+    list_.Write(out, rng, n);
     const int64_t queries = strict ? 1 : queries_;
     for (int64_t i = 0; i < queries; ++i) {
-      const uint32_t address = rng.Below(static_cast<uint32_t>(difficulty));
+      const uint32_t address = rng.Below(static_cast<uint32_t>(n));
       out.Put(address_ + static_cast<int32_t>(address));
       out.Put(assert_);
-      out.PutValue(value_ + static_cast<int32_t>(list_.Bit(sample, address)));
+      const int32_t bit = value_ + static_cast<int32_t>(list_.Bit(out, address));
+      i + 1 < queries ? out.PutValue(bit) : out.PutAnswer(bit);
     }
-    out.Finish();
   }
 
-  double Chance(int64_t difficulty) const override {
-    CheckDifficulty(difficulty);
-    return 0.5;
-  }
+  double ChanceOf(int64_t) const override { return 0.5; }
 
-  int64_t MaxLength(int64_t difficulty) const override {
-    CheckDifficulty(difficulty);
-    return BitList::TokenCount(difficulty) + 3 * queries_;
-  }
+  int64_t LengthOf(int64_t n) const override { return BitList::TokenCount(n) + 3 * queries_; }
 
  private:
   int64_t queries_;
@@ -80,9 +70,12 @@ std::unique_ptr<Task> RecallConfig::Make() const { return std::make_unique<Recal
 }  // namespace
 
 TaskSpec Spec_recall() {
-  return {"recall", "the bit at a given address of a list of m bits", "0.5",
+  return {"recall",
+          "recall",
+          "the bit at a given address of a list of m bits",
+          "0.5",
           "m, the number of bits (1 to task.max_difficulty)",
-          []() -> std::unique_ptr<TaskConfig> { return std::make_unique<RecallConfig>(); }};
+          NewConfig<RecallConfig>};
 }
 
 }  // namespace weft

@@ -26,23 +26,21 @@
 namespace weft {
 namespace {
 
-struct StateBasedRecallConfig : ProgramConfig {
+struct StateBasedRecallConfig : LanguageConfig {
   int64_t max_difficulty = 128;
-  double strict_fraction = 0.2;
   std::string reveal = "bits";
 
   StateBasedRecallConfig() {
     difficulties = {8, 16, 32, 64};
     stage_steps = {10000, 30000, 30000, 0};
     promote_accuracy = 0.95;
+    strict_fraction = 0.2;
   }
   void Visit(ConfigVisitor& v) override {
     VisitMaxDifficulty(v, max_difficulty);
-    v.Key("strict_fraction", strict_fraction,
-          "part of the training samples that has no intermediate assertions", Range{0, 1});
     v.Key("reveal", reveal, "what an intermediate assertion reveals: a pointer or the bit there",
           {"bits", "address"});
-    ProgramConfig::Visit(v);
+    LanguageConfig::Visit(v);
   }
   std::unique_ptr<Task> Make() const override;
 };
@@ -51,7 +49,7 @@ class StateBasedRecall : public ProgramTask {
  public:
   explicit StateBasedRecall(const StateBasedRecallConfig& config)
       : ProgramTask("state_based_recall", config, config.max_difficulty),
-        strict_fraction_(config.strict_fraction),
+        always_strict_(config.strict_fraction == 1),
         reveal_bits_(config.reveal == "bits") {
     Atoms atoms;
     list_ = BitList(atoms);
@@ -65,28 +63,22 @@ class StateBasedRecall : public ProgramTask {
     vocabulary_ = atoms.Take();
   }
 
-  void Generate(uint64_t seed, Split split, uint64_t index, int64_t difficulty, bool strict,
-                Sample& sample) const override {
-    CheckDifficulty(difficulty);
+  void Write(SampleWriter& out, Rng& rng, int64_t difficulty, bool strict) const override {
     const auto n = static_cast<uint32_t>(difficulty);
-    SampleWriter out = Writer(sample);
-    Rng rng = Stream(seed, split, index);
-    uint32_t spacing = n;
-    if (!strict && rng.Uniform() >= strict_fraction_) spacing = 1u << rng.Below(std::bit_width(n));
-
+    const uint32_t spacing = strict ? n : 1u << rng.Below(std::bit_width(n));
     list_.Write(out, rng, difficulty);
     std::array<uint32_t, kVariables> pointers;
     for (uint32_t k = 0; k < kVariables; ++k) {
       pointers[k] = rng.Below(n);
       out.Put((k == 0 ? first_pointer_ : pointer_) + static_cast<int32_t>(pointers[k]));
     }
-    const auto reveal_bit = [&](uint32_t variable) {
+    const auto ask_bit = [&](uint32_t variable) {
       out.Put(assert_bit_ + static_cast<int32_t>(variable));
-      out.PutValue(value_ + static_cast<int32_t>(list_.Bit(sample, pointers[variable])));
+      return value_ + static_cast<int32_t>(list_.Bit(out, pointers[variable]));
     };
-    const auto reveal_address = [&](uint32_t variable) {
+    const auto ask_address = [&](uint32_t variable) {
       out.Put(assert_address_ + static_cast<int32_t>(variable));
-      out.PutValue(value_ + static_cast<int32_t>(pointers[variable]));
+      return value_ + static_cast<int32_t>(pointers[variable]);
     };
 
     for (uint32_t i = 1; i <= n; ++i) {
@@ -95,26 +87,20 @@ class StateBasedRecall : public ProgramTask {
       std::swap(pointers[x], pointers[y]);
       if (i % spacing != 0 || i == n) continue;
       const uint32_t variable = rng.Below(kVariables);
-      reveal_bits_ ? reveal_bit(variable) : reveal_address(variable);
+      out.PutValue(reveal_bits_ ? ask_bit(variable) : ask_address(variable));
     }
-    reveal_bit(0);
-    out.Finish();
+    out.PutAnswer(ask_bit(0));
   }
 
-  double Chance(int64_t difficulty) const override {
-    CheckDifficulty(difficulty);
-    return 0.5;
-  }
+  double ChanceOf(int64_t) const override { return 0.5; }
 
-  int64_t MaxLength(int64_t difficulty) const override {
-    CheckDifficulty(difficulty);
-    const int64_t assertions = strict_fraction_ < 1 ? difficulty - 1 : 0;
-    return BitList::TokenCount(difficulty) + kVariables + 4 * difficulty + 2 * assertions + 2;
+  int64_t LengthOf(int64_t n) const override {
+    const int64_t assertions = always_strict_ ? 0 : n - 1;
+    return BitList::TokenCount(n) + kVariables + 4 * n + 2 * assertions + 2;
   }
 
  private:
-  double strict_fraction_;
-  bool reveal_bits_;
+  bool always_strict_, reveal_bits_;
   BitList list_;
   UpdateLine update_;
   int32_t first_pointer_, pointer_, assert_bit_, assert_address_ = 0, value_;
@@ -127,11 +113,12 @@ std::unique_ptr<Task> StateBasedRecallConfig::Make() const {
 }  // namespace
 
 TaskSpec Spec_state_based_recall() {
-  return {
-      "state_based_recall", "the bit at a pointer that n swaps have moved, in a list of n bits",
-      "0.5 (0.69 if the five bits are known, but not their order)",
-      "n, the number of bits and of swaps (1 to task.max_difficulty)",
-      []() -> std::unique_ptr<TaskConfig> { return std::make_unique<StateBasedRecallConfig>(); }};
+  return {"state_based_recall",
+          "both",
+          "the bit at a pointer that n swaps have moved, in a list of n bits",
+          "0.5 (0.69 if the five bits are known, but not their order)",
+          "n, the number of bits and of swaps (1 to task.max_difficulty)",
+          NewConfig<StateBasedRecallConfig>};
 }
 
 }  // namespace weft

@@ -30,7 +30,7 @@
 namespace weft {
 namespace {
 
-struct StateTrackingConfig : ProgramConfig {
+struct StateTrackingConfig : LanguageConfig {
   std::string update = "swap";
   std::string query = "a";
   std::string reveal = "any";
@@ -49,7 +49,7 @@ struct StateTrackingConfig : ProgramConfig {
           Range{0, kLargestDifficulty});
     v.Key("reveal", reveal, "variables that an intermediate assertion reveals",
           {"a", "any", "all"});
-    ProgramConfig::Visit(v);
+    LanguageConfig::Visit(v);
   }
   std::unique_ptr<Task> Make() const override;
 };
@@ -71,50 +71,43 @@ class StateTracking : public ProgramTask {
     vocabulary_ = atoms.Take();
   }
 
-  void Generate(uint64_t seed, Split split, uint64_t index, int64_t difficulty, bool strict,
-                Sample& sample) const override {
-    CheckDifficulty(difficulty);
-    SampleWriter out = Writer(sample);
-    Rng rng = Stream(seed, split, index);
+  void Write(SampleWriter& out, Rng& rng, int64_t n, bool strict) const override {
     std::array<uint32_t, kVariables> values = {0, 1, 2, 3, 4};
-    const auto reveal = [&](uint32_t variable) {
+    const auto ask = [&](uint32_t variable) {
       out.Put(assert_ + static_cast<int32_t>(variable));
-      out.PutValue(value_ + static_cast<int32_t>(values[variable]));
+      return value_ + static_cast<int32_t>(values[variable]);
     };
 
     out.Put(start_);
-    const int64_t interval = strict ? difficulty : Interval(difficulty);
-    for (int64_t i = 1; i <= difficulty; ++i) {
+    const int64_t interval = strict ? n : Interval(n);
+    for (int64_t i = 1; i <= n; ++i) {
       const auto targets = DrawPair(rng);
       const auto sources = swap_ ? std::pair{targets.second, targets.first} : DrawPair(rng);
       update_.Write(out, targets, sources);
       const std::pair moved = {values[sources.first], values[sources.second]};
       values[targets.first] = moved.first;
       values[targets.second] = moved.second;
-      if (i % interval == 0 && i < difficulty) {
+      if (i % interval == 0 && i < n) {
         const uint32_t first = reveal_any_ ? rng.Below(kVariables) : 0;
-        for (uint32_t k = 0; k < revealed_; ++k) reveal(first + k);
+        for (uint32_t k = 0; k < revealed_; ++k) out.PutValue(ask(first + k));
       }
     }
-    reveal(query_any_ ? rng.Below(kVariables) : 0);
-    out.Finish();
+    out.PutAnswer(ask(query_any_ ? rng.Below(kVariables) : 0));
   }
 
-  double Chance(int64_t difficulty) const override {
-    CheckDifficulty(difficulty);
-    const double kept = query_any_ ? 0 : std::pow(swap_ ? 0.5 : 0.6, difficulty);
+  double ChanceOf(int64_t n) const override {
+    const double kept = query_any_ ? 0 : std::pow(swap_ ? 0.5 : 0.6, n);
     return 0.2 + 0.8 * kept;
   }
 
-  int64_t MaxLength(int64_t difficulty) const override {
-    CheckDifficulty(difficulty);
-    const int64_t assertions = (difficulty - 1) / Interval(difficulty) * revealed_;
-    return 1 + 4 * difficulty + 2 * assertions + 2;
+  int64_t LengthOf(int64_t n) const override {
+    const int64_t assertions = (n - 1) / Interval(n) * revealed_;
+    return 1 + 4 * n + 2 * assertions + 2;
   }
 
  private:
-  int64_t Interval(int64_t difficulty) const {
-    return interval_ > 0 ? interval_ : std::max<int64_t>(1, difficulty / 8);
+  int64_t Interval(int64_t n) const {
+    return interval_ > 0 ? interval_ : std::max<int64_t>(1, n / 8);
   }
 
   bool swap_, query_any_, reveal_any_;
@@ -131,10 +124,12 @@ std::unique_ptr<Task> StateTrackingConfig::Make() const {
 }  // namespace
 
 TaskSpec Spec_state_tracking() {
-  return {"state_tracking", "value of a variable after n swaps among five variables",
+  return {"state_tracking",
+          "state",
+          "value of a variable after n swaps among five variables",
           "0.2 (+ 0.8/2^n, since a variable may stay in its place)",
           "n, the number of update lines (1 to 1024)",
-          []() -> std::unique_ptr<TaskConfig> { return std::make_unique<StateTrackingConfig>(); }};
+          NewConfig<StateTrackingConfig>};
 }
 
 }  // namespace weft
