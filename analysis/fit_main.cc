@@ -154,6 +154,19 @@ void DescribePoints(const Points& points, const Settings& s, Output& out) {
   for (const std::string& note : points.notes) out.Warn(note);
 }
 
+// An exponent that the resamples do not agree on within a factor of two, or no irreducible loss.
+void WarnOfWideInterval(const std::string& architecture, std::string_view coefficient,
+                        const Interval& interval, Output& out) {
+  const bool exponent = coefficient == "alpha" || coefficient == "beta";
+  const bool wide = exponent && interval.high > 2 * interval.low;
+  const bool zero = coefficient == "E" && !(interval.low > 0);
+  if (!wide && !zero) return;
+  out.Warn(
+      fmt::format("{}: {} is known only between {:.3g} and {:.3g}: do not read it as a "
+                  "constant of the architecture",
+                  Named(architecture), coefficient, interval.low, interval.high));
+}
+
 // Laws of approach 3 with all that is known of them; their draws.
 Ensemble FitChinchilla(const Points& points, const Settings& s, Output& out) {
   const std::vector<Fit> fits = FitLaws(points.points, s.fit);
@@ -222,6 +235,7 @@ Ensemble FitChinchilla(const Points& points, const Settings& s, Output& out) {
           cell.interval = IntervalOf(ensemble, s.asked.level, [&](std::span<const Law> laws) {
             return coefficient.of(laws[k]);
           });
+          WarnOfWideInterval(name, coefficient.name, *cell.interval, out);
           intervals[coefficient.name] = {{"low", Finite(cell.interval->low)},
                                          {"high", Finite(cell.interval->high)},
                                          {"deviation", Finite(cell.interval->deviation)}};

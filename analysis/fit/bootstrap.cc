@@ -17,8 +17,8 @@ namespace weft {
 namespace {
 
 constexpr int kMostAttempts = 1000;
-// Minima of the fit from which a draw starts.
-constexpr size_t kMostStarts = 3;
+// Minima of the fit near which a draw is searched.
+constexpr size_t kMostStarts = 2;
 
 // The value below which a share `q` of the sorted values lies.
 double Quantile(const std::vector<double>& sorted, double q) {
@@ -126,7 +126,7 @@ Ensemble Bootstrap(std::span<const Point> points, const FitOptions& fit_options,
         if (Undetermined(part.points, fit_options, weights).empty()) break;
         ++redrawn;
       }
-      const Fit fit = FitFrom(part.points, fit_options, part.starts, weights);
+      const Fit fit = FitNear(part.points, fit_options, part.starts, weights);
       laws.insert(laws.end(), fit.laws.begin(), fit.laws.end());
     }
   });

@@ -27,8 +27,11 @@ constexpr int kGridSize = 20;
 constexpr double kGridLeast = 0.02;
 // Rounds of reweighting at a point of the grid.
 constexpr int kGridRounds = 4;
-// Starts beyond the local minima of the grid.
-constexpr int kExtraStarts = 4;
+// Starts beyond the local minima of the grid, and starts around a law.
+constexpr int kExtraStarts = 8;
+constexpr size_t kStartsAround = 4;
+// By which factor exponents around those of a law differ.
+constexpr double kAround = 1.6;
 // Minima whose objectives and losses agree so far are one.
 constexpr double kSameObjective = 1e-8, kSameLoss = 1e-5;
 
@@ -131,15 +134,18 @@ class Problem {
     high_[1] = options.beta.value_or(kGreatestExponent);
   }
 
-  void operator()(const VectorXd& theta, bool derivatives, Local& at) const {
+  void operator()(const VectorXd& theta, Local& at) const {
     const Index size = theta.size();
     at.value = 0;
-    if (derivatives) {
-      at.gradient.setZero(size);
-      at.hessian.setZero(size, size);
-      at.metric.setZero(size, size);
-    }
-    for (size_t k = 0; k < groups_.size(); ++k) Add(k, theta, derivatives, at);
+    at.gradient.setZero(size);
+    at.hessian.setZero(size, size);
+    at.metric.setZero(size, size);
+    for (size_t k = 0; k < groups_.size(); ++k) Add(k, theta, true, at);
+  }
+  double Value(const VectorXd& theta) const {
+    Local at;
+    for (size_t k = 0; k < groups_.size(); ++k) Add(k, theta, false, at);
+    return at.value;
   }
 
   std::vector<Law> LawsOf(const VectorXd& theta) const {
@@ -173,21 +179,8 @@ class Problem {
   std::vector<VectorXd> Starts() const {
     const std::vector<double> alphas = GridOf(options_.alpha), betas = GridOf(options_.beta);
     const size_t rows = alphas.size(), columns = betas.size();
-    std::vector<VectorXd> thetas(rows * columns);
-    std::vector<double> values(rows * columns);
-    Local at;
-    for (size_t i = 0; i < rows; ++i) {
-      for (size_t j = 0; j < columns; ++j) {
-        VectorXd& theta = thetas[i * columns + j] = Linear(alphas[i], betas[j]);
-        (*this)(theta, false, at);
-        values[i * columns + j] = at.value;
-      }
-    }
-    std::vector<size_t> order(values.size());
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return values[a] < values[b]; });
-    const auto is_minimum = [&](size_t cell) {
+    const auto [thetas, values] = Solve(alphas, betas);
+    const auto is_minimum = [&, &values = values](size_t cell) {
       const size_t i = cell / columns, j = cell % columns;
       for (size_t r = i - (i > 0); r <= std::min(i + 1, rows - 1); ++r) {
         for (size_t c = j - (j > 0); c <= std::min(j + 1, columns - 1); ++c) {
@@ -198,8 +191,22 @@ class Problem {
     };
     std::vector<VectorXd> starts;
     int extra = 0;
-    for (const size_t cell : order) {
+    for (const size_t cell : InOrder(values)) {
       if (is_minimum(cell) || extra++ < kExtraStarts) starts.push_back(thetas[cell]);
+    }
+    return starts;
+  }
+  // The best few of the exponents around those of `laws`.
+  std::vector<VectorXd> StartsAround(const std::vector<Law>& laws) const {
+    const auto around = [](double exponent, const std::optional<double>& given) {
+      if (given) return std::vector<double>{*given};
+      return std::vector<double>{exponent / kAround, exponent, exponent * kAround};
+    };
+    const auto [thetas, values] =
+        Solve(around(laws.front().alpha, options_.alpha), around(laws.front().beta, options_.beta));
+    std::vector<VectorXd> starts;
+    for (const size_t cell : InOrder(values)) {
+      if (starts.size() < kStartsAround) starts.push_back(thetas[cell]);
     }
     return starts;
   }
@@ -211,6 +218,27 @@ class Problem {
     const double factor = std::pow(kGreatestExponent / kGridLeast, 1.0 / (kGridSize - 1));
     for (int i = 0; i < kGridSize; ++i) grid.push_back(kGridLeast * std::pow(factor, i));
     return grid;
+  }
+
+  // Thetas and values of f for all pairs of exponents.
+  std::pair<std::vector<VectorXd>, std::vector<double>> Solve(
+      const std::vector<double>& alphas, const std::vector<double>& betas) const {
+    std::vector<VectorXd> thetas;
+    std::vector<double> values;
+    for (const double alpha : alphas) {
+      for (const double beta : betas) {
+        thetas.push_back(Linear(alpha, beta));
+        values.push_back(Value(thetas.back()));
+      }
+    }
+    return {thetas, values};
+  }
+  static std::vector<size_t> InOrder(const std::vector<double>& values) {
+    std::vector<size_t> order(values.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return values[a] < values[b]; });
+    return order;
   }
 
   VectorXd Linear(double alpha, double beta) const {
@@ -295,31 +323,25 @@ class Problem {
   VectorXd low_, high_;
 };
 
-// Whether two minima predict the same losses.
+// Whether two minima are one: the same objective and the same losses.
 bool Same(const Minimum& a, const Minimum& b, std::span<const Group> groups) {
-  if (std::abs(a.objective - b.objective) > kSameObjective * std::max(a.objective, b.objective) &&
-      std::max(a.objective, b.objective) > 1e-20)
-    return false;
+  const double larger = std::max(a.objective, b.objective);
+  if (std::abs(a.objective - b.objective) > kSameObjective * larger && larger > 1e-20) return false;
   for (size_t k = 0; k < groups.size(); ++k) {
-    for (Index i = 0; i < groups[k].size(); ++i) {
-      const double n = std::exp(groups[k].x[i] + groups[k].centre_n);
-      const double d = std::exp(groups[k].y[i] + groups[k].centre_d);
-      const double p = a.laws[k].Loss(n, d), q = b.laws[k].Loss(n, d);
-      if (std::abs(p - q) > kSameLoss * q) return false;
-    }
+    const Law &p = a.laws[k], &q = b.laws[k];
+    if (p.alpha == q.alpha && p.beta == q.beta && p.E == q.E) continue;
+    const ArrayXd n = groups[k].x + groups[k].centre_n, d = groups[k].y + groups[k].centre_d;
+    const auto losses = [&](const Law& law) -> ArrayXd {
+      return law.E + (std::log(law.A) - law.alpha * n).exp() +
+             (std::log(law.B) - law.beta * d).exp();
+    };
+    if (((losses(p) / losses(q)) - 1).abs().maxCoeff() > kSameLoss) return false;
   }
   return true;
 }
 
-Fit FitGroups(std::span<const Group> groups, const FitOptions& options,
-              const std::vector<std::vector<Law>>* given) {
-  const Problem problem(groups, options);
-  std::vector<VectorXd> starts;
-  if (given) {
-    for (const std::vector<Law>& laws : *given) starts.push_back(problem.ThetaOf(laws));
-  } else {
-    starts = problem.Starts();
-  }
+Fit FitGroups(std::span<const Group> groups, const Problem& problem,
+              const std::vector<VectorXd>& starts) {
   Fit fit;
   fit.starts = static_cast<int>(starts.size());
   for (const Group& group : groups) fit.architectures.push_back(group.architecture);
@@ -405,14 +427,33 @@ std::vector<Fit> FitLaws(std::span<const Point> points, const FitOptions& option
     Fail(ExitCode::kData, why);
   std::vector<Fit> fits;
   const size_t together = options.shared ? groups.size() : 1;
-  for (size_t k = 0; k < groups.size(); k += together)
-    fits.push_back(FitGroups(std::span(groups).subspan(k, together), options, nullptr));
+  for (size_t k = 0; k < groups.size(); k += together) {
+    const auto part = std::span(groups).subspan(k, together);
+    const Problem problem(part, options);
+    fits.push_back(FitGroups(part, problem, problem.Starts()));
+  }
   return fits;
 }
 
 Fit FitFrom(std::span<const Point> points, const FitOptions& options,
             const std::vector<std::vector<Law>>& starts, std::span<const double> weights) {
-  return FitGroups(GroupsOf(points, weights), options, &starts);
+  const std::vector<Group> groups = GroupsOf(points, weights);
+  const Problem problem(groups, options);
+  std::vector<VectorXd> thetas;
+  for (const std::vector<Law>& laws : starts) thetas.push_back(problem.ThetaOf(laws));
+  return FitGroups(groups, problem, thetas);
+}
+
+Fit FitNear(std::span<const Point> points, const FitOptions& options,
+            const std::vector<std::vector<Law>>& starts, std::span<const double> weights) {
+  const std::vector<Group> groups = GroupsOf(points, weights);
+  const Problem problem(groups, options);
+  std::vector<VectorXd> thetas;
+  for (const std::vector<Law>& laws : starts) {
+    thetas.push_back(problem.ThetaOf(laws));
+    for (VectorXd& theta : problem.StartsAround(laws)) thetas.push_back(std::move(theta));
+  }
+  return FitGroups(groups, problem, thetas);
 }
 
 double Objective(std::span<const Point> points, const std::vector<Law>& laws, double delta) {
@@ -472,7 +513,7 @@ std::vector<LeftOut> LeaveOneSizeOut(std::span<const Point> points, const FitOpt
 }
 
 Conditioning Examine(std::span<const Point> points, const Law& law, const FitOptions& options) {
-  constexpr double kIllConditioned = 300, kNarrow = 10, kCollinear = 0.95;
+  constexpr double kIllConditioned = 75, kNarrow = 10, kCollinear = 0.95;
   const Group group = GroupsOf(points, {}).front();
   Conditioning out;
 
@@ -570,7 +611,7 @@ RepetitionFit FitRepetition(std::span<const Point> points, const FitOptions& opt
   fit.repeated = static_cast<int>(repeated.points.size());
 
   // In (ln R_D, ln R_N). The curvature is that of Gauss and Newton.
-  const auto landscape = [&](const VectorXd& x, bool derivatives, Local& at) {
+  const auto landscape = [&](const VectorXd& x, Local& at) {
     const double delta = options.delta;
     const Repetition r{std::exp(x[0]), std::exp(x[1])};
     at.value = 0;
@@ -583,7 +624,6 @@ RepetitionFit FitRepetition(std::span<const Point> points, const FitOptions& opt
       const double residual = std::log(loss / point.loss) / delta;
       const double slope = std::clamp(residual, -1.0, 1.0), weight = repeated.weights[i];
       at.value += weight * slope * (residual - slope / 2);
-      if (!derivatives) continue;
       // d x' / d ln R = useful R (1 - (1 + t) exp(-t)), t = repeats / R.
       const auto growth = [](double useful, double given, double scale) {
         const double t = std::max(0.0, given / useful - 1) / scale;
@@ -608,7 +648,7 @@ RepetitionFit FitRepetition(std::span<const Point> points, const FitOptions& opt
   for (double a = 0.1; a < 1000; a *= kFactor) {
     for (double b = 0.1; b < 1000; b *= kFactor) {
       const Eigen::Vector2d x(std::log(a), std::log(b));
-      landscape(x, false, at);
+      landscape(x, at);
       grid.push_back({at.value, x});
     }
   }

@@ -54,6 +54,10 @@ std::vector<Fit> FitLaws(std::span<const Point> points, const FitOptions& option
 // From given laws instead of the grid; one architecture, or exponents in common.
 Fit FitFrom(std::span<const Point> points, const FitOptions& options,
             const std::vector<std::vector<Law>>& starts, std::span<const double> weights = {});
+// From given laws and from exponents around theirs, for points that differ little from those that
+// the laws were fitted to.
+Fit FitNear(std::span<const Point> points, const FitOptions& options,
+            const std::vector<std::vector<Law>>& starts, std::span<const double> weights = {});
 
 // f at given laws, one per architecture in the order of Points::Architectures.
 double Objective(std::span<const Point> points, const std::vector<Law>& laws, double delta);

@@ -47,7 +47,7 @@ bool Step(const Local& at, const std::vector<Index>& free, double damping, Vecto
 Descent Descend(const Landscape& landscape, VectorXd x, const VectorXd& low, const VectorXd& high) {
   x = x.cwiseMax(low).cwiseMin(high);
   Local at, next;
-  landscape(x, true, at);
+  landscape(x, at);
   Descent result;
   double damping = 1e-3;
   VectorXd p(x.size()), tried(x.size());
@@ -68,7 +68,7 @@ Descent Descend(const Landscape& landscape, VectorXd x, const VectorXd& low, con
       p = tried - x;
       promised = -(at.gradient.dot(p) + 0.5 * p.dot(at.hessian * p));
       if (std::abs(promised) <= kEnough * at.value) break;
-      landscape(tried, false, next);
+      landscape(tried, next);
       const double ratio = (at.value - next.value) / promised;
       if (next.value < at.value && ratio > 1e-4) {
         moved = true;
@@ -83,7 +83,7 @@ Descent Descend(const Landscape& landscape, VectorXd x, const VectorXd& low, con
       break;
     }
     x = tried;
-    landscape(x, true, at);
+    std::swap(at, next);
   }
   result.x = x;
   result.value = at.value;

@@ -14,8 +14,7 @@ struct Local {
   Eigen::VectorXd gradient;
   Eigen::MatrixXd hessian, metric;
 };
-// Value alone when `derivatives` is false.
-using Landscape = std::function<void(const Eigen::VectorXd& x, bool derivatives, Local& at)>;
+using Landscape = std::function<void(const Eigen::VectorXd& x, Local& at)>;
 
 struct Descent {
   Eigen::VectorXd x;
