@@ -149,7 +149,7 @@ Texts Distinct(const Study& study, std::string Cell::*member) {
 
 std::string Collect(const Study& study, std::vector<std::string>& problems) {
   H5Table eval = EvalOf(study, 0, {}), train = TrainOf(0, {});
-  Integers index, exit_codes, parameters;
+  Integers index, exit_codes, parameters, embedding, head, body, tokens;
   Texts variants, cases, run_ids, states;
   Numbers flops, seconds;
   for (size_t i = 0; i < study.cells.size(); ++i) {
@@ -174,6 +174,10 @@ std::string Collect(const Study& study, std::vector<std::string>& problems) {
     states.push_back(state.state);
     exit_codes.push_back(state.exit_code);
     parameters.push_back(planned.plan.total);
+    embedding.push_back(planned.plan.embedding);
+    head.push_back(planned.plan.head);
+    body.push_back(planned.plan.body);
+    tokens.push_back(planned.plan.tokens);
     flops.push_back(planned.plan.flops_per_token);
     seconds.push_back(SecondsOf(streams));
   }
@@ -182,6 +186,8 @@ std::string Collect(const Study& study, std::vector<std::string>& problems) {
   for (const H5Column& column :
        {H5Column{"run_id", "1", run_ids}, H5Column{"state", "1", states},
         H5Column{"exit_code", "1", exit_codes}, H5Column{"parameters", "1", parameters},
+        H5Column{"embedding_parameters", "1", embedding}, H5Column{"head_parameters", "1", head},
+        H5Column{"body_parameters", "1", body}, H5Column{"tokens", "token", tokens},
         H5Column{"flops_per_token", "FLOP/token", flops}, H5Column{"seconds", "s", seconds}}) {
     cells.columns.push_back(column);
   }

@@ -2,7 +2,7 @@
 // The results of a study in one file, for analysis: OUT/<study>/sweep.h5.
 //
 //   /cells  cell variant case <one column per axis> run_id state exit_code parameters
-//           flops_per_token seconds
+//           embedding_parameters head_parameters body_parameters tokens flops_per_token seconds
 //   /eval   cell variant case [seed] step tokens name difficulty accuracy nll labels chance
 //   /train  cell step tokens loss
 //   /       attributes format "weft-sweep", schema_version, study, question, base, axes, variants,

@@ -41,7 +41,7 @@ const std::vector<Room> kRooms = {
       "experiments/interop/", "arch/core/", "arch/ops/", "arch/blocks/", "synth-tasks/core/",
       "kernels/base/", kOps}},
     {"sweeps/", {"arch/core/config.h", "arch/core/toml.h", "experiments/run/", "kernels/base/"}},
-    {"analysis/", {"experiments/run/", "kernels/base/"}},
+    {"analysis/", {"analysis/fit/", "experiments/run/", "kernels/base/"}},
 };
 // Open to every program, <room>/.../<name>_main.cc.
 constexpr const char* kProgramDoor = "experiments/run/program.h";

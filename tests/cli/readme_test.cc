@@ -56,6 +56,7 @@ void Furnish(const fs::path& folder) {
     }
   }
   fs::create_symlink(kRoot / "kernels", folder / "kernels");
+  fs::create_symlink(kRoot / "analysis", folder / "analysis");
   Spill(folder / "weft",
         "#!/bin/bash\n"
         "program='" WEFT_BIN_DIR
@@ -73,14 +74,14 @@ TEST(Readme, TheTourRuns) {
   const std::string tour = Replaced(Blocks("sh"), "--train\\.steps=[0-9]+", "--train.steps=2");
   for (const char* command :
        {"task list", "task sample", "params", "train experiments/text.toml", "train --resume",
-        "eval", "sweep plan", "sweep run", "sweep status", "plot"}) {
+        "eval", "sweep plan", "sweep run", "sweep status", "plot", "fit"}) {
     EXPECT_NE(tour.find("./weft " + std::string(command)), tour.npos)
         << "the tour does not show weft " << command;
   }
   const ShellResult r = Shell(folder.path(), "set -ex\n" + tour);
   ASSERT_EQ(r.code, 0) << r.output;
   for (const char* part :
-       {"state_based_recall: ", "bits = [", "7430870688", "bits/byte", "transformer"}) {
+       {"state_based_recall: ", "bits = [", "7430870688", "bits/byte", "transformer", "1.68x"}) {
     EXPECT_NE(r.output.find(part), r.output.npos) << "\"" << part << "\" is not in:\n" << r.output;
   }
   EXPECT_TRUE(fs::exists(folder / "runs/quickstart/accuracy.png")) << r.output;

@@ -1,0 +1,72 @@
+#include "analysis/fit/law.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace weft {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kFlopsPerParameterAndToken = 6;
+
+// G of the header.
+double Balance(const Law& law) {
+  return std::pow(law.alpha * law.A / (law.beta * law.B), 1 / (law.alpha + law.beta));
+}
+
+// x with coefficient / x^exponent = remainder.
+double Solve(double coefficient, double exponent, double remainder) {
+  return remainder > 0 ? std::pow(coefficient / remainder, 1 / exponent) : kInfinity;
+}
+
+}  // namespace
+
+double Law::Loss(double n, double d) const {
+  return E + A / std::pow(n, alpha) + B / std::pow(d, beta);
+}
+
+double Law::TokensFor(double n, double loss) const {
+  return Solve(B, beta, loss - E - A / std::pow(n, alpha));
+}
+
+double Law::ParametersFor(double d, double loss) const {
+  return Solve(A, alpha, loss - E - B / std::pow(d, beta));
+}
+
+Law::Allocation Law::Optimal(double flops) const {
+  const double product = flops / kFlopsPerParameterAndToken;
+  const double n = Balance(*this) * std::pow(product, SizeExponent());
+  return {n, product / n, Loss(n, product / n)};
+}
+
+double Law::FlopsFor(double loss) const {
+  // At the optimum alpha A / N^alpha = beta B / D^beta.
+  const double n = Solve(A * (1 + alpha / beta), alpha, loss - E);
+  const double d = Solve(B * (1 + beta / alpha), beta, loss - E);
+  return kFlopsPerParameterAndToken * n * d;
+}
+
+double UsefulParameters(const Law& law, double n, double unique) {
+  const double g = Balance(law);
+  return std::min(n, g * std::pow(unique * g, law.beta / law.alpha));
+}
+
+Effective EffectiveOf(const Law& law, const Repetition& repetition, double n, double d,
+                      double unique) {
+  const auto worth = [](double useful, double given, double scale) {
+    const double repeats = std::max(0.0, given / useful - 1);
+    return useful + useful * scale * (1 - std::exp(-repeats / scale));
+  };
+  const double u = std::min(d, unique);
+  return {worth(UsefulParameters(law, n, unique), n, repetition.parameters),
+          worth(u, d, repetition.tokens)};
+}
+
+double LossWithRepetition(const Law& law, const Repetition& repetition, double n, double d,
+                          double unique) {
+  const Effective e = EffectiveOf(law, repetition, n, d, unique);
+  return law.Loss(e.n, e.d);
+}
+
+}  // namespace weft

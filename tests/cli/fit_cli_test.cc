@@ -1,0 +1,488 @@
+// links: weft_run
+// weft-fit as a user calls it: CSV files good and bad, sweeps with cells that failed, tables, JSON.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "experiments/run/h5.h"
+#include "kernels/base/check.h"
+#include "tests/cli/shell.h"
+#include "tests/process.h"
+
+namespace weft {
+namespace {
+
+using Json = nlohmann::json;
+
+struct Result {
+  int code;
+  std::string out, err;
+};
+Result Fit(const Scratch& scratch, std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), Program("fit"));
+  Process process(scratch.path(), arguments);
+  const int code = process.Wait();
+  return {code, process.out(), process.err()};
+}
+
+// A law and losses of it at some sizes and token counts.
+double Loss(double n, double d, double B) {
+  return 1.7 + 400 / std::pow(n, 0.34) + B / std::pow(d, 0.28);
+}
+const double kSizes[] = {1e7, 3e7, 1e8, 3e8}, kTokens[] = {1e9, 4e9, 16e9, 64e9};
+
+std::string Csv(const std::string& extra_heading = "", const std::string& extra_cell = "") {
+  std::string text = "architecture,n,d,loss" + extra_heading + "\n";
+  for (const auto& [name, B] : {std::pair{"slow", 410.0}, std::pair{"fast", 370.0}}) {
+    for (const double n : kSizes) {
+      for (const double d : kTokens)
+        text += Cat(name, ",", n, ",", d, ",", std::hexfloat, std::defaultfloat) +
+                std::to_string(Loss(n, d, B)) + extra_cell + "\n";
+    }
+  }
+  return text;
+}
+
+// What is wrong with a file, and what the one line on stderr says.
+struct BadFile {
+  const char* name;
+  std::string csv;
+  int code;
+  std::vector<const char*> parts;
+  std::vector<std::string> arguments = {};
+};
+void PrintTo(const BadFile& bad, std::ostream* out) { *out << bad.name; }
+
+const std::string kGood = Csv();
+// kGood with its line `number` (the heading is 1) replaced.
+std::string With(int number, const std::string& line) {
+  std::vector<std::string> lines = Lines(kGood);
+  lines[static_cast<size_t>(number - 1)] = line;
+  std::string text;
+  for (const std::string& one : lines) text += one + "\n";
+  return text;
+}
+std::string First(int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) text += Lines(kGood)[static_cast<size_t>(i)] + "\n";
+  return text;
+}
+
+// clang-format off
+const std::vector<BadFile> kBadFiles = {
+    {"Empty", "", 3, {"a.csv: is empty", "n, d and loss"}},
+    {"HeadingAlone", "n,d,loss\n", 3, {"holds no points"}},
+    {"MissingLoss", "n,d,los\n1,2,3\n", 3, {"a.csv: has no column loss, it has n, d, los", "--column loss="}},
+    {"MissingTokens", "n,loss\n1,2\n", 3, {"has no column d, it has n, loss"}},
+    {"ColumnTwice", "n,d,loss,n\n1,2,3,4\n", 3, {"a.csv:1: column n is there twice"}},
+    {"TextInNumber", With(5, "slow,3e7,many,3.1"), 3, {"a.csv:5: d is \"many\", expected a number"}},
+    {"NumberWithUnit", With(5, "slow,3e7,1e9 tokens,3.1"), 3, {"a.csv:5: d is \"1e9 tokens\""}},
+    {"EmptyCell", With(5, "slow,3e7,1e9,"), 3, {"a.csv:5: loss is \"\", expected a number"}},
+    {"NaN", With(7, "slow,3e7,1e9,nan"), 3, {"a.csv:7: loss is \"nan\", expected a finite number"}},
+    {"Infinite", With(7, "slow,inf,1e9,3"), 3, {"a.csv:7: n is \"inf\", expected a finite number"}},
+    {"ZeroLoss", With(4, "slow,3e7,1e9,0"), 3, {"a.csv:4: loss is 0, expected a number above 0"}},
+    {"NegativeLoss", With(4, "slow,3e7,1e9,-2.5"), 3, {"a.csv:4: loss is -2.5, expected a number above 0"}},
+    {"ZeroTokens", With(4, "slow,3e7,0,3"), 3, {"a.csv:4: d is 0, expected a number above 0"}},
+    {"RowTooShort", With(6, "slow,3e7,1e9"), 3, {"a.csv:6: has 3 cells, expected 4"}},
+    {"RowTooLong", With(6, "slow,3e7,1e9,3,4"), 3, {"a.csv:6: has 5 cells, expected 4"}},
+    {"OpenQuote", With(6, "\"slow,3e7,1e9,3"), 3, {"a.csv:6: a quotation mark is never closed"}},
+    {"FractionalSeed", "n,d,loss,seed\n1e8,1e9,3,0.5\n", 3, {"a.csv:2: seed is 0.5, expected an integer"}},
+    {"DuplicateRow", kGood + Lines(kGood)[3] + "\n", 3, {"a.csv:34: is there twice", "a.csv:4", "column seed"}},
+    {"DuplicateSeed", "n,d,loss,seed\n1e8,1e9,3,0\n1e8,1e9,3.1,0\n", 3, {"a.csv:3: is there twice", "seed 0 are those of", "a.csv:2"}},
+    {"TwoPoints", First(3), 3, {"slow: found 2 points, expected at least 5"}},
+    {"OneSize", First(5) + "slow,1e7,2e9,3.9\n", 3, {"found 1 size, expected at least 3, or give --alpha"}},
+    {"OneTokenCount", "n,d,loss\n1e7,1e9,4\n2e7,1e9,3.9\n3e7,1e9,3.8\n4e7,1e9,3.7\n5e7,1e9,3.6\n", 3, {"found 1 token count, expected at least 3"}},
+    {"NotText", std::string("\x89HDF\r\n\x1a\n\0\0", 10), 3, {"has no column"}},
+    {"FilterKeepsNothing", kGood, 3, {"holds no points"}, {"--where=loss>100"}},
+    {"NoSeeds", kGood, 3, {"no n and d has several seeds"}, {"--resample=seeds"}},
+    {"NoBudgets", First(4), 3, {"found 0 of 3 budgets"}, {"--form=isoflop"}},
+    {"NoUnique", kGood, 3, {"a.csv:2: has no unique tokens"}, {"--form=data-constrained"}},
+    {"MappedColumnMissing", kGood, 3, {"has no column tokens, it has architecture, n, d, loss"}, {"--column=d=tokens"}},
+    {"UnknownMappedColumn", kGood, 2, {"--column names \"tokens\", expected one of"}, {"--column=tokens=d"}},
+    {"MappingWithoutHeading", kGood, 2, {"--column is \"d\", expected NAME=HEADING"}, {"--column=d"}},
+    {"BrokenFilter", kGood, 2, {"--where is \"loss=4\", expected a column"}, {"--where=loss=4"}},
+    {"FilterOfText", kGood, 2, {"--where is \"architecture<4\""}, {"--where=architecture<4"}},
+    {"UnknownForm", kGood, 2, {"--form", "chinchilla", "--help"}, {"--form=kaplan"}},
+    {"UnknownReference", kGood, 2, {"--reference is \"fats\", expected one of slow, fast"}, {"--reference=fats", "--flops=1e20"}},
+    {"SizeAlone", kGood, 2, {"--n needs --d or --loss"}, {"--n=1B"}},
+    {"NotANumber", kGood, 2, {"--n is \"1X\", expected a number above 0 such as 7e9, 7B"}, {"--n=1X"}},
+    {"NegativeTokens", kGood, 2, {"--d is \"-1\""}, {"--n=1B", "--d=-1"}},
+    {"QuestionOfOtherForm", kGood, 2, {"--loss does not go with --form isoflop"}, {"--form=isoflop", "--loss=3"}},
+    {"ExponentOutOfRange", kGood, 2, {"--alpha", "--help"}, {"--alpha=5"}},
+    {"UnknownFlag", kGood, 2, {"--bootstraps"}, {"--bootstraps=3"}},
+};
+// clang-format on
+
+class BadPoints : public testing::TestWithParam<BadFile> {};
+
+TEST_P(BadPoints, AreRefused) {
+  const BadFile& bad = GetParam();
+  Scratch scratch;
+  Spill(scratch / "a.csv", bad.csv);
+  std::vector<std::string> arguments = {"a.csv", "--bootstrap=20"};
+  arguments.insert(arguments.end(), bad.arguments.begin(), bad.arguments.end());
+  const Result r = Fit(scratch, arguments);
+  EXPECT_EQ(r.code, bad.code) << r.err;
+  ASSERT_FALSE(Lines(r.err).empty());
+  const std::string last = Lines(r.err).back();
+  EXPECT_TRUE(last.starts_with("weft fit: ")) << last;
+  for (const char* part : bad.parts) {
+    EXPECT_NE(last.find(part), last.npos) << "\"" << part << "\" is not in:\n" << r.err;
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Cli, BadPoints, testing::ValuesIn(kBadFiles),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(FitCli, MissingFilesAreNamed) {
+  Scratch scratch;
+  Result r = Fit(scratch, {"none.csv"});
+  EXPECT_EQ(r.code, 3);
+  EXPECT_NE(r.err.find("none.csv: cannot read: No such file"), r.err.npos) << r.err;
+  r = Fit(scratch, {scratch.path()});
+  EXPECT_EQ(r.code, 3);
+  EXPECT_NE(r.err.find("has no sweep.h5"), r.err.npos) << r.err;
+  Spill(scratch / "a.h5", "no HDF5");
+  EXPECT_EQ(Fit(scratch, {"a.h5"}).code, 3);
+  Spill(scratch / "a.json", "{\"fits\": [{\"E\": 1}]}");
+  r = Fit(scratch, {"a.json"});
+  EXPECT_EQ(r.code, 3);
+  EXPECT_NE(r.err.find("a.json: is no file of laws"), r.err.npos) << r.err;
+  EXPECT_EQ(Fit(scratch, {}).code, 2);
+}
+
+TEST(FitCli, AFileIsFittedAndAnswers) {
+  Scratch scratch;
+  Spill(scratch / "a.csv", Csv());
+  const Result r = Fit(scratch, {"a.csv", "--bootstrap=50", "--json", "--n", "7B,70B", "--loss",
+                                 "2.2", "--flops=1e21", "--d=1T"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const Json json = Json::parse(r.out);
+  ASSERT_EQ(json["fits"].size(), 2u);
+  const Json& slow = json["fits"][0];
+  EXPECT_EQ(slow["architecture"], "slow");
+  EXPECT_EQ(slow["points"], 16);
+  EXPECT_NEAR(slow["alpha"], 0.34, 1e-3);  // losses have six decimals
+  EXPECT_NEAR(slow["B"], 410, 4);
+  EXPECT_LE(slow["intervals"]["beta"]["low"], slow["beta"]);
+  EXPECT_GE(slow["intervals"]["beta"]["high"], slow["beta"]);
+  EXPECT_EQ(slow["left_out"].size(), 4u);
+  EXPECT_GE(slow["minima"].size(), 1u);
+  ASSERT_EQ(json["tokens"].size(), 4u);
+  const double savings = std::pow(410.0 / 370, 1 / 0.28);
+  EXPECT_NEAR(json["tokens"][1]["savings"], savings, 0.01);
+  EXPECT_LE(json["tokens"][1]["savings_low"], json["tokens"][1]["savings"]);
+  EXPECT_EQ(json["tokens"][0]["savings"], "");
+  EXPECT_NEAR(json["optimal"][0]["n"].get<double>() * json["optimal"][0]["d"].get<double>(),
+              1e21 / 6, 1e12);
+  EXPECT_EQ(json["loss"].size(), 4u);
+  EXPECT_NEAR(json["loss"][1]["savings"], savings, 0.01);
+  EXPECT_EQ(json["points"]["count"], 32);
+  EXPECT_EQ(json["points"]["xxh3"].get<std::string>().size(), 16u);
+  EXPECT_NE(r.err.find("extrapolation: n 70B is"), r.err.npos) << r.err;
+
+  // Twice the same bytes; its JSON is a file of laws that gives the same answers.
+  const Result again = Fit(scratch, {"a.csv", "--bootstrap=50", "--json", "--n", "7B,70B", "--loss",
+                                     "2.2", "--flops=1e21", "--d=1T", "--threads=1"});
+  EXPECT_EQ(r.out, again.out);
+  Spill(scratch / "laws.json", r.out);
+  const Result laws = Fit(scratch, {"laws.json", "--json", "--n=7B", "--loss=2.2"});
+  ASSERT_EQ(laws.code, 0) << laws.err;
+  EXPECT_EQ(Json::parse(laws.out)["tokens"][1]["d"], json["tokens"][1]["d"]);
+}
+
+TEST(FitCli, TablesAreForPeople) {
+  Scratch scratch;
+  Spill(scratch / "a.csv", Csv());
+  const Result r = Fit(scratch, {"a.csv", "--bootstrap=20", "--loss=2.2", "--n=7B"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  for (const char* part : {"32 points of a.csv", "architecture  points", "slow", "savings",
+                           "1.44x [", "a size left out is predicted with"}) {
+    EXPECT_NE(r.out.find(part), r.out.npos) << part << " is not in:\n" << r.out;
+  }
+  for (const std::string& line : Lines(r.out)) EXPECT_FALSE(line.ends_with(' '));
+}
+
+TEST(FitCli, ColumnsFiltersAndQuotesAreRead) {
+  Scratch scratch;
+  std::string text = "\xEF\xBB\xBF\"Model Size\",note,\"Training FLOP\",final loss\r\n";
+  for (const double n : kSizes) {
+    for (const double d : kTokens)
+      text +=
+          Cat(n, ",\"a, \"\"b\"\"\",", 6 * n * d, ", ", std::to_string(Loss(n, d, 410)), "\r\n");
+  }
+  text += "\r\n1e7,outlier,1e18,9\r\n";
+  Spill(scratch / "a.csv", text);
+  const Result r = Fit(scratch, {"--column", "n=Model Size", "--column=flops=Training FLOP",
+                                 "--column=loss=final loss", "--where", "loss<8", "--json",
+                                 "--bootstrap=0", "a.csv"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const Json json = Json::parse(r.out);
+  EXPECT_NEAR(json["fits"][0]["beta"], 0.28, 1e-3);
+  EXPECT_EQ(json["points"]["count"], 16);
+  EXPECT_EQ(json["points"]["filters"][0], "loss<8");
+  ASSERT_EQ(json["points"]["excluded"].size(), 1u);
+  EXPECT_EQ(json["points"]["excluded"][0]["what"], "a.csv:19");
+  EXPECT_NE(r.err.find("D = flops / (6 N)"), r.err.npos);
+}
+
+TEST(FitCli, MixedTokenCountsAndUnitsAreNoted) {
+  Scratch scratch;
+  std::string text = "n,d,loss,seed\n";
+  for (const double n : kSizes) {
+    for (const double d : kTokens) {
+      for (int seed = 0; seed < 2; ++seed) {
+        if (seed == 1 && d == kTokens[3] && n == kSizes[1]) continue;
+        text += Cat(n, ",", d, ",") + std::to_string(Loss(n, d, 400) + 0.01 * seed) +
+                Cat(",", seed, "\n");
+      }
+    }
+  }
+  Spill(scratch / "a.csv", text);
+  Result r = Fit(scratch, {"a.csv", "--bootstrap=20", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.err.find("mixed token counts: the seeds of 1 size (such as n = 3e+07)"), r.err.npos)
+      << r.err;
+  EXPECT_EQ(Json::parse(r.out)["options"]["resample"], "both");
+  Spill(scratch / "a.csv", text + "1e8,1,6,7\n");
+  r = Fit(scratch, {"a.csv", "--bootstrap=0"});
+  EXPECT_NE(r.err.find("are n and d in the same unit"), r.err.npos) << r.err;
+}
+
+TEST(FitCli, OtherFormsAreFitted) {
+  Scratch scratch;
+  std::string isoflop = "n,d,loss,flops\n", repeated = "n,d,loss,unique\n";
+  for (int b = 0; b < 4; ++b) {
+    for (int i = -3; i <= 3; ++i) {
+      const double flops = 1e19 * std::pow(10, b), n = 0.1 * std::sqrt(flops) * std::exp(0.4 * i);
+      isoflop += Cat(n, ",", flops / (6 * n), ",", 3 - 0.2 * b + 0.03 * i * i, ",", flops, "\n");
+    }
+  }
+  for (const double n : kSizes) {
+    for (const double d : kTokens) {
+      repeated += Cat(n, ",", d, ",") + std::to_string(Loss(n, d, 400)) + ",1e12\n";
+      repeated += Cat(n, ",", d, ",") + std::to_string(Loss(n, d, 500)) + ",5e8\n";
+    }
+  }
+  Spill(scratch / "iso.csv", isoflop);
+  Result r =
+      Fit(scratch, {"iso.csv", "--form=isoflop", "--bootstrap=20", "--json", "--flops=1e24"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  Json json = Json::parse(r.out);
+  EXPECT_NEAR(json["frontier"][0]["a"], 0.5, 1e-4);
+  EXPECT_NEAR(json["optimal"][0]["n"], 1e11, 1e8);
+  EXPECT_EQ(json["budgets"].size(), 4u);
+
+  Spill(scratch / "repeated.csv", repeated);
+  r = Fit(scratch, {"repeated.csv", "--form=data-constrained", "--bootstrap=5", "--json", "--n=1B",
+                    "--d=100B", "--unique=1B"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  json = Json::parse(r.out);
+  EXPECT_GT(json["fits"][0]["R_D"], 0.0);
+  EXPECT_LT(json["loss"][0]["effective_d"], 100e9);
+  Spill(scratch / "laws.json", r.out);
+  const Result laws = Fit(scratch, {"laws.json", "--form=data-constrained", "--json", "--n=1B",
+                                    "--d=100B", "--unique=1B"});
+  ASSERT_EQ(laws.code, 0) << laws.err;
+  EXPECT_EQ(Json::parse(laws.out)["loss"], json["loss"]);
+}
+
+// Sweeps
+
+using Integers = std::vector<int64_t>;
+using Numbers = std::vector<double>;
+using Texts = std::vector<std::string>;
+
+struct Cell {
+  std::string variant;
+  int64_t n, tokens, seed;
+  std::string state = "done";
+  double factor = 1;  // on the loss of the last evaluation
+  int64_t seen = 0;   // tokens at the last evaluation; 0 = all
+  int64_t labels = 4096;
+};
+
+// sweep.h5 as weft sweep collect writes it, two evaluations per cell.
+void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
+  Integers index, seed, exit_code, n, body, tokens, cell, step, at, difficulty, labels;
+  Texts variant, case_name, run_id, state, eval_variant, eval_case, name;
+  Numbers nll, accuracy, chance;
+  for (size_t i = 0; i < cells.size(); ++i) {
+    const Cell& c = cells[i];
+    index.push_back(static_cast<int64_t>(i));
+    variant.push_back(c.variant), case_name.push_back("");
+    seed.push_back(c.seed), run_id.push_back(Cat("run", i)), state.push_back(c.state);
+    exit_code.push_back(c.state == "done" ? 0 : c.state == "queued" ? -1 : 1);
+    n.push_back(c.n), body.push_back(c.n / 2), tokens.push_back(c.tokens);
+    if (c.state == "queued") continue;
+    for (int64_t half = 1; half <= 2; ++half) {
+      const int64_t d = half == 1 ? c.tokens / 2 : c.seen > 0 ? c.seen : c.tokens;
+      cell.push_back(static_cast<int64_t>(i)), step.push_back(half), at.push_back(d);
+      eval_variant.push_back(c.variant), eval_case.push_back(""), name.push_back("text");
+      difficulty.push_back(0), labels.push_back(c.labels);
+      const double B = c.variant == "gdn" ? 360 : 410;
+      nll.push_back(Loss(static_cast<double>(c.n), static_cast<double>(d), B) *
+                    (half == 2 ? c.factor : 1));
+      accuracy.push_back(0.5), chance.push_back(NAN);
+    }
+  }
+  WriteH5(path,
+          {{"/cells",
+            {{"cell", "1", index},
+             {"variant", "1", variant},
+             {"case", "1", case_name},
+             {"seed", "1", seed},
+             {"run_id", "1", run_id},
+             {"state", "1", state},
+             {"exit_code", "1", exit_code},
+             {"parameters", "1", n},
+             {"body_parameters", "1", body},
+             {"tokens", "token", tokens}}},
+           {"/eval",
+            {{"cell", "1", cell},
+             {"variant", "1", eval_variant},
+             {"case", "1", eval_case},
+             {"step", "step", step},
+             {"tokens", "token", at},
+             {"name", "1", name},
+             {"difficulty", "1", difficulty},
+             {"accuracy", "1", accuracy},
+             {"nll", "nat/label", nll},
+             {"labels", "label", labels},
+             {"chance", "1", chance}}}},
+          {{"/", {{"format", std::string("weft-sweep")}, {"axes", Texts{"seed"}}}}});
+}
+
+std::vector<Cell> Cells() {
+  std::vector<Cell> cells;
+  for (const char* variant : {"attention", "gdn"}) {
+    for (const double n : kSizes) {
+      for (const double d : kTokens) {
+        for (int64_t seed = 0; seed < 2; ++seed) {
+          cells.push_back({variant, static_cast<int64_t>(n), static_cast<int64_t>(d), seed});
+          cells.back().factor = 1 + 0.001 * static_cast<double>(seed);
+        }
+      }
+    }
+  }
+  return cells;
+}
+
+TEST(FitCli, ASweepIsFittedWithoutItsUnfinishedCells) {
+  Scratch scratch;
+  std::vector<Cell> cells = Cells();
+  cells[3].state = "failed", cells[3].factor = 5;
+  cells[10].state = "running", cells[10].factor = 5;
+  cells[17].state = "queued";
+  cells[20].state = "diverged", cells[20].factor = NAN;
+  cells[25].factor = NAN;
+  cells[30].seen = cells[30].tokens - 1000;
+  WriteSweep(scratch / "sweep.h5", cells);
+  const Result r =
+      Fit(scratch, {scratch.path(), "--bootstrap=20", "--json", "--parity", "--flops=1e20"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const Json json = Json::parse(r.out);
+  EXPECT_EQ(json["points"]["count"], 58);
+  ASSERT_EQ(json["points"]["excluded"].size(), 6u);
+  const char* why[] = {
+      "failed, exit code 1",      "running", "queued", "diverged", "its loss is nan",
+      "its last evaluation is at"};
+  for (size_t i = 0; i < 6; ++i) {
+    const std::string said = json["points"]["excluded"][i]["why"];
+    EXPECT_NE(said.find(why[i]), said.npos) << said;
+    EXPECT_NE(r.err.find(said), r.err.npos) << r.err;
+  }
+  EXPECT_EQ(json["points"]["excluded"][0]["what"], "cell 3 (attention seed=1)");
+  EXPECT_NEAR(json["fits"][0]["alpha"], 0.34, 0.01);
+  EXPECT_NEAR(json["fits"][1]["B"], 360, 40);
+  EXPECT_EQ(json["options"]["resample"], "both");
+  EXPECT_GE(json["parity"].size(), 4u);
+
+  // Another count of N: the same losses at half the size.
+  const Result body =
+      Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json", "--count=body_parameters"});
+  ASSERT_EQ(body.code, 0) << body.err;
+  const Json half = Json::parse(body.out);
+  EXPECT_NEAR(half["fits"][0]["A"].get<double>() / json["fits"][0]["A"].get<double>(),
+              std::pow(0.5, json["fits"][0]["alpha"].get<double>()), 1e-4);
+  const Result unknown = Fit(scratch, {"sweep.h5", "--count=params"});
+  EXPECT_EQ(unknown.code, 2);
+  EXPECT_NE(unknown.err.find("expected one of parameters, body_parameters"), unknown.err.npos)
+      << unknown.err;
+  const Result eval = Fit(scratch, {"sweep.h5", "--eval=recall"});
+  EXPECT_EQ(eval.code, 2);
+  EXPECT_NE(eval.err.find("--eval is \"recall\", expected one of text"), eval.err.npos) << eval.err;
+}
+
+TEST(FitCli, ASweepWithoutFinishedCellsOrWithOtherTextIsRefused) {
+  Scratch scratch;
+  std::vector<Cell> cells = Cells();
+  cells[5].labels = 2048;
+  WriteSweep(scratch / "sweep.h5", cells);
+  Result r = Fit(scratch, {"sweep.h5"});
+  EXPECT_EQ(r.code, 3);
+  EXPECT_NE(r.err.find("different numbers of held-out labels: cell 5 (attention seed=1) over 2048, "
+                       "others over 4096"),
+            r.err.npos)
+      << r.err;
+  for (Cell& cell : cells) cell.state = "failed";
+  WriteSweep(scratch / "sweep.h5", cells);
+  r = Fit(scratch, {"sweep.h5"});
+  EXPECT_EQ(r.code, 3);
+  EXPECT_NE(r.err.find("and 52 more"), r.err.npos) << r.err;
+  EXPECT_NE(r.err.find("holds no points to fit"), r.err.npos) << r.err;
+}
+
+// From configs to laws: a sweep of real runs, collected by the pool.
+TEST(FitCli, ASweepThatWasRunIsFitted) {
+  Scratch scratch;
+  std::string text;
+  for (int i = 0; i < 6000; ++i) text += std::to_string(i * i) + " ";
+  Spill(scratch / "text", text);
+  Spill(scratch / "base.toml", R"(threads = 1
+[data]
+path = "text"
+held_out = 0.2
+piece_bytes = 256
+[model]
+layers = 1
+pattern = ["attention"]
+[mixer.attention]
+heads = 1
+[mixer.gated_delta]
+heads = 1
+[optim]
+lr = 0.01
+[train]
+batch = 4
+length = 32
+log_every = 1000
+[eval]
+rows = 8
+)");
+  Spill(scratch / "ladder.toml", R"(question = "Does the pipe hold?"
+base = "base.toml"
+[variants]
+attention = { model.pattern = ["attention"] }
+gdn = { model.pattern = ["gated_delta"] }
+[axes]
+model.d_model = [8, 16, 32]
+train.steps = [4, 16, 64]
+)");
+  const ShellResult sweep =
+      Shell(scratch.path(), "'" + Program("sweep") + "' run ladder.toml --jobs 2");
+  ASSERT_EQ(sweep.code, 0) << sweep.output;
+  const Result r =
+      Fit(scratch, {"runs/ladder", "--bootstrap=20", "--json", "--count=body_parameters"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const Json json = Json::parse(r.out);
+  EXPECT_EQ(json["points"]["count"], 18);
+  EXPECT_EQ(json["points"]["excluded"].size(), 0u);
+  ASSERT_EQ(json["fits"].size(), 2u);
+  EXPECT_GT(json["fits"][0]["r_squared"], 0.5);
+}
+
+}  // namespace
+}  // namespace weft
