@@ -129,9 +129,12 @@ std::vector<ConfigField> Experiment::AllFields() {
 
 std::unique_ptr<Experiment> Experiment::FromSettings(const Settings& given) {
   auto e = std::make_unique<Experiment>();
+  e->given_ = given;
   e->model.pattern = Peek(given, "model.pattern", e->model.pattern);
   e->task_name = Peek(given, "task.name", e->task_name);
-  e->mixers = std::make_unique<MixerConfigs>(e->model.pattern);
+  e->model.middle = Peek(given, "model.middle", e->model.middle);
+  e->model.last = Peek(given, "model.last", e->model.last);
+  e->mixers = std::make_unique<MixerConfigs>(e->model.Labels());
   if (!e->task_name.empty()) e->task = FindTask(e->task_name).config();
   auto fields = e->AllFields();
   e->origins_ = Apply(e->mixers->Inherit(given), fields);
@@ -166,7 +169,7 @@ std::unique_ptr<Experiment> Experiment::FromSettings(const Settings& given) {
 
 std::unique_ptr<Experiment> Experiment::Defaults() {
   auto e = std::make_unique<Experiment>();
-  e->mixers = std::make_unique<MixerConfigs>(e->model.pattern);
+  e->mixers = std::make_unique<MixerConfigs>(e->model.Labels());
   return e;
 }
 

@@ -49,6 +49,8 @@ class Experiment {
   // checked.
   static std::unique_ptr<Experiment> Load(const std::string& path,
                                           const std::vector<std::string>& overrides);
+  // From settings alone, later ones winning.
+  static std::unique_ptr<Experiment> FromSettings(const Settings& settings);
   static std::unique_ptr<Experiment> Defaults();  // for --help; not runnable
   // From a run's resolved.toml.
   static std::unique_ptr<Experiment> FromToml(const std::string& text, const std::string& origin,
@@ -75,13 +77,15 @@ class Experiment {
   std::vector<ConfigField> AllFields();
   const std::map<std::string, std::string>& origins() const { return origins_; }
   const std::string& source_text() const { return source_text_; }
+  // What the files and flags said, in their order.
+  const Settings& given() const { return given_; }
 
  private:
-  static std::unique_ptr<Experiment> FromSettings(const Settings& settings);
   void VisitTop(ConfigVisitor& v);
   void VisitRest(ConfigVisitor& v);
   std::map<std::string, std::string> origins_;
   std::string source_text_;
+  Settings given_;
 };
 
 }  // namespace weft
