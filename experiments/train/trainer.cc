@@ -339,7 +339,7 @@ void Trainer::Begin(bool op_by_op) {
   now.result.labels = slot.batch->CountLabels();
   Check(now.result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length,
         " tokens has no label");
-  const double t = static_cast<double>(now.result.step);
+  const double t = static_cast<double>(UpdatesBefore(e_.optim, progress_.step) + 1);
   float* schedule = slot.batch->schedule().Data<float>();
   schedule[0] = static_cast<float>(now.result.lr);
   schedule[1] = static_cast<float>(1 - std::pow(e_.optim.beta1, t));
