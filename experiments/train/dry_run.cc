@@ -200,6 +200,7 @@ void PlanCells(const std::string& config, const std::vector<std::string>& overri
       Fail(ExitCode::kUsage, "--cells: ", line, ": ", error.what());
     }
     fmt::print("{}\n", answer.dump(-1, ' ', false, Json::error_handler_t::replace));
+    if (answer.contains("error")) return;
   }
 }
 

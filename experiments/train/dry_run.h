@@ -17,7 +17,8 @@ void PrintPlanJson(Experiment& e, const std::string& out);
 //   {"set": ["KEY=VALUE", ...],
 //    "match": {"quantity": Q, "by": KEY, "tolerance": %, "multiple": n, "to": ["KEY=VALUE", ...]}}
 // with "match" optional; `to` are the settings of the reference. For each a line is printed: the
-// plan, with "match" the solved value and both quantities; or {"exit_code": n, "error": text}.
+// plan, with "match" the solved value and both quantities. {"exit_code": n, "error": text} is the
+// answer to a line with wrong settings, and the last one.
 void PlanCells(const std::string& config, const std::vector<std::string>& overrides,
                const std::string& out, std::istream& in);
 

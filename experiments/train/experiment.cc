@@ -240,15 +240,21 @@ Settings Experiment::LadderRules() const {
   const double batch_tokens = std::round(2048.0 * 160 * std::cbrt(scale * scale));
   int64_t rows =
       std::max<int64_t>(1, std::llround(batch_tokens / static_cast<double>(train.length)));
-  set("train.batch", rows);
-  if (is_given("train.batch")) rows = train.batch;
-  const double tokens = static_cast<double>(rows * train.length);
-  int64_t accumulate = 1;
-  while (accumulate < rows &&
-         (rows % accumulate != 0 || rows / accumulate * train.length > ladder.micro_batch)) {
-    ++accumulate;
+  const bool fixed = is_given("train.batch");
+  if (fixed) rows = train.batch;
+  // Micro-batches of equal size, for the sake of which the batch may change by a few rows.
+  const int64_t at_once = std::max<int64_t>(1, ladder.micro_batch / train.length);
+  const int64_t least = (rows + at_once - 1) / at_once;
+  int64_t accumulate = rows, nearest = rows, error = fixed ? 0 : rows;
+  for (int64_t a = fixed ? rows : std::min(rows, 4 * least); a >= least; --a) {
+    const int64_t batch = a * ((2 * rows + a) / (2 * a));
+    if (std::abs(batch - rows) > error) continue;
+    accumulate = a, nearest = batch, error = std::abs(batch - rows);
   }
+  rows = nearest;
+  set("train.batch", rows);
   set("train.accumulate", accumulate);
+  const double tokens = static_cast<double>(rows * train.length);
   set("optim.lr", 0.0047 / std::cbrt(scale) / 2);
   set("optim.beta2", tokens >= 524288 ? 0.95 : 0.99);
   set("optim.warmup", static_cast<int64_t>(std::llround(n / tokens)));
