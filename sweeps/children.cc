@@ -32,7 +32,7 @@ void Children::SignalAll(int signal) const {
   for (const pid_t pid : pids_) kill(pid, signal);
 }
 
-pid_t Children::Start(const std::vector<std::string>& argv, int out, int err) {
+pid_t Children::Start(const std::vector<std::string>& argv, int out, int err, int in) {
   std::vector<char*> arguments;
   for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
   arguments.push_back(nullptr);
@@ -45,7 +45,7 @@ pid_t Children::Start(const std::vector<std::string>& argv, int out, int err) {
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
       _exit(static_cast<int>(ExitCode::kRequeue));  // it died before the line above
-    dup2(nothing.get(), STDIN_FILENO);
+    dup2(in >= 0 ? in : nothing.get(), STDIN_FILENO);
     dup2(out, STDOUT_FILENO);
     dup2(err, STDERR_FILENO);
     sigprocmask(SIG_SETMASK, &before_, nullptr);
@@ -77,9 +77,15 @@ std::vector<Children::Ended> Children::Wait(double seconds) {
   return ended;
 }
 
-Descriptor MakeCapture() {
+Descriptor MakeCapture(const std::string& text) {
   Descriptor file(memfd_create("output", MFD_CLOEXEC));
   Check(file.get() >= 0, "cannot create a file in memory: ", std::strerror(errno));
+  for (size_t begin = 0; begin < text.size();) {
+    const ssize_t n =
+        pwrite(file.get(), text.data() + begin, text.size() - begin, static_cast<off_t>(begin));
+    Check(n > 0, "cannot write a file in memory: ", std::strerror(errno));
+    begin += static_cast<size_t>(n);
+  }
   return file;
 }
 

@@ -24,9 +24,9 @@ class Children {
     int exit_code;  // 128 + signal when a signal ended it
   };
 
-  // Runs argv[0] with stdin from /dev/null in a process group of its own, so that Ctrl-C reaches it
-  // only through here.
-  pid_t Start(const std::vector<std::string>& argv, int out, int err);
+  // Runs argv[0] in a process group of its own, so that Ctrl-C reaches it only through here. stdin
+  // is `in`, or /dev/null.
+  pid_t Start(const std::vector<std::string>& argv, int out, int err, int in = -1);
   // Sleeps until a child ends, a signal arrives or `seconds` have passed.
   std::vector<Ended> Wait(double seconds);
   // The signal that asked this process to stop; 0 = none.
@@ -39,8 +39,8 @@ class Children {
   int stop_signal_ = 0;
 };
 
-// A file without a name, for what a child prints.
-Descriptor MakeCapture();
+// A file without a name, for what a child prints; with `text`, for what it reads.
+Descriptor MakeCapture(const std::string& text = "");
 std::string ReadCapture(const Descriptor& capture);
 // The last line that is not empty.
 std::string LastLine(const std::string& text);

@@ -1,6 +1,7 @@
 #include "sweeps/collect.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "experiments/run/journal.h"
@@ -14,7 +15,7 @@ using Integers = std::vector<int64_t>;
 using Numbers = std::vector<double>;
 using Texts = std::vector<std::string>;
 
-constexpr int64_t kSchemaVersion = 1;
+constexpr int64_t kSchemaVersion = 2;
 
 // The values of an axis, one per cell: integers or numbers where all are, texts otherwise.
 H5Column AxisColumn(const Study& study, size_t axis) {
@@ -83,6 +84,7 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
   const H5Table none{"/eval/",
                      {{"step", "step", Integers()},
                       {"tokens", "token", Integers()},
+                      {"decayed", "1", Integers()},
                       {"difficulty", "1", Integers()},
                       {"accuracy", "1", Numbers()},
                       {"nll", "nat/label", Numbers()},
@@ -100,6 +102,7 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
     }
     part.columns.push_back(stream.Column("step"));
     part.columns.push_back(stream.Column("tokens"));
+    part.columns.push_back(stream.Column("decayed"));
     part.columns.push_back(Repeat("name", stream.name.substr(none.name.size()), rows));
     for (const char* name : {"difficulty", "accuracy", "nll", "labels", "chance"})
       part.columns.push_back(stream.Column(name));
@@ -128,6 +131,20 @@ H5Table TrainOf(size_t i, const std::vector<H5Table>& streams) {
   return all;
 }
 
+// The tables of a run. Those of a run that is done are in run.h5, which is read faster than the
+// journal.
+std::vector<H5Table> StreamsOf(const std::string& run, bool done) {
+  const std::string journal = run + "/journal.jsonl", snapshot = run + "/run.h5";
+  std::vector<H5Table> streams;
+  if (done && fs::exists(snapshot)) {
+    for (const std::string& table : ListTables(snapshot))
+      streams.push_back(ReadTable(snapshot, table));
+  } else if (fs::exists(journal)) {
+    streams = ReadJournal(journal).tables;
+  }
+  return streams;
+}
+
 double SecondsOf(const std::vector<H5Table>& streams) {
   for (const H5Table& stream : streams) {
     if (stream.name == "/train" && stream.rows() > 0) return stream.Numbers("seconds").back();
@@ -147,53 +164,72 @@ Texts Distinct(const Study& study, std::string Cell::*member) {
 
 }  // namespace
 
-std::string Collect(const Study& study, std::vector<std::string>& problems) {
+Collected Collect(const Study& study, bool unfinished) {
+  Collected collected;
   H5Table eval = EvalOf(study, 0, {}), train = TrainOf(0, {});
-  Integers index, exit_codes, parameters, embedding, head, body, tokens;
+  Integers index, exit_codes, parameters, embedding, bodies, non_embedding, tokens, values;
   Texts variants, cases, run_ids, states;
-  Numbers flops, seconds;
+  Numbers flops, training_flops, seconds, residuals;
   for (size_t i = 0; i < study.cells.size(); ++i) {
     const PlannedCell& planned = study.cells[i];
+    const Plan& plan = planned.plan;
     CellState state{"broken", -1, 0, 0, ""};
     std::vector<H5Table> streams;
     try {
       state = StateOf(study, planned);
-      const std::string journal = study.RunDirectoryOf(planned) + "/journal.jsonl";
-      if (fs::exists(journal)) streams = ReadJournal(journal).tables;
-      const H5Table cell_eval = EvalOf(study, i, streams), cell_train = TrainOf(i, streams);
-      Append(eval, cell_eval);
-      Append(train, cell_train);
+      streams = StreamsOf(study.RunDirectoryOf(planned), state.state == "done");
+      if (state.state == "done" || unfinished) {
+        const H5Table cell_eval = EvalOf(study, i, streams), cell_train = TrainOf(i, streams);
+        Append(eval, cell_eval);
+        Append(train, cell_train);
+      }
     } catch (const Error& error) {
       state.state = "broken";
-      problems.push_back(Cat("cell ", planned.cell.name, ": ", error.what()));
+      collected.broken.push_back(Cat("cell ", planned.cell.name, ": ", error.what()));
+    }
+    if (state.state == "done") {
+      ++collected.done;
+    } else if (!unfinished || state.state == "broken") {
+      collected.left_out.push_back(Cat(planned.cell.name, ": ", state.state,
+                                       state.message.empty() ? "" : ", ", state.message));
     }
     index.push_back(static_cast<int64_t>(i));
     variants.push_back(planned.cell.variant);
     cases.push_back(planned.cell.case_name);
-    run_ids.push_back(planned.plan.run_id);
+    run_ids.push_back(plan.run_id);
     states.push_back(state.state);
     exit_codes.push_back(state.exit_code);
-    parameters.push_back(planned.plan.total);
-    embedding.push_back(planned.plan.embedding);
-    head.push_back(planned.plan.head);
-    body.push_back(planned.plan.body);
-    tokens.push_back(planned.plan.tokens);
-    flops.push_back(planned.plan.flops_per_token);
+    parameters.push_back(plan.total);
+    embedding.push_back(plan.embedding);
+    bodies.push_back(plan.body);
+    non_embedding.push_back(plan.body + plan.head);
+    flops.push_back(plan.flops_per_token);
+    training_flops.push_back(plan.training_flops_per_token);
+    tokens.push_back(plan.tokens);
     seconds.push_back(SecondsOf(streams));
+    values.push_back(plan.match ? plan.match->value : 0);
+    residuals.push_back(plan.match ? plan.match->residual_percent : std::nan(""));
   }
   H5Table cells{"/cells", {{"cell", "1", index}, {"variant", "1", variants}, {"case", "1", cases}}};
   for (size_t a = 0; a < study.axes.size(); ++a) cells.columns.push_back(AxisColumn(study, a));
   for (const H5Column& column :
        {H5Column{"run_id", "1", run_ids}, H5Column{"state", "1", states},
         H5Column{"exit_code", "1", exit_codes}, H5Column{"parameters", "1", parameters},
-        H5Column{"embedding_parameters", "1", embedding}, H5Column{"head_parameters", "1", head},
-        H5Column{"body_parameters", "1", body}, H5Column{"tokens", "token", tokens},
-        H5Column{"flops_per_token", "FLOP/token", flops}, H5Column{"seconds", "s", seconds}}) {
+        H5Column{"body_parameters", "1", bodies},
+        H5Column{"non_embedding_parameters", "1", non_embedding},
+        H5Column{"flops_per_token", "FLOP/token", flops},
+        H5Column{"training_flops_per_token", "FLOP/token", training_flops},
+        H5Column{"tokens", "token", tokens}, H5Column{"seconds", "s", seconds}}) {
     cells.columns.push_back(column);
   }
+  const auto matched = [](const PlannedCell& cell) { return cell.plan.match.has_value(); };
+  if (std::any_of(study.cells.begin(), study.cells.end(), matched)) {
+    cells.columns.push_back({"matched_value", "1", values});
+    cells.columns.push_back({"residual_percent", "%", residuals});
+  }
 
-  const std::string path = study.directory + "/sweep.h5";
-  WriteH5(path, {cells, eval, train},
+  collected.path = study.directory + "/sweep.h5";
+  WriteH5(collected.path, {cells, eval, train},
           {{"/",
             {{"format", std::string("weft-sweep")},
              {"schema_version", kSchemaVersion},
@@ -203,8 +239,10 @@ std::string Collect(const Study& study, std::vector<std::string>& problems) {
              {"axes", study.axes},
              {"variants", Distinct(study, &Cell::variant)},
              {"cases", Distinct(study, &Cell::case_name)},
+             {"cells_done", collected.done},
+             {"cells_left_out", static_cast<int64_t>(collected.left_out.size())},
              {"sweep_toml", study.sweep_toml}}}});
-  return path;
+  return collected;
 }
 
 }  // namespace weft

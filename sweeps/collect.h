@@ -2,20 +2,26 @@
 // The results of a study in one file, for analysis: OUT/<study>/sweep.h5.
 //
 //   /cells  cell variant case <one column per axis> run_id state exit_code parameters
-//           embedding_parameters head_parameters body_parameters tokens flops_per_token seconds
-//   /eval   cell variant case [seed] step tokens name difficulty accuracy nll labels chance
+//           embedding_parameters body_parameters non_embedding_parameters flops_per_token
+//           training_flops_per_token tokens seconds, and where the sweep matches: matched_value residual_percent
+//   /eval   cell variant case [seed] step tokens decayed name difficulty accuracy nll labels chance
 //   /train  cell step tokens loss
 //   /       attributes format "weft-sweep", schema_version, study, question, base, axes, variants,
-//           cases, sweep_toml
+//           cases, cells_done, cells_left_out, sweep_toml
 //
-// `cell` is the row of /cells. Numbers come from the journals of the runs, so that a run in
-// progress is in it too.
+// `cell` is the row of /cells, which has a row for every cell. /eval and /train hold the cells that
+// are done; with `unfinished`, what the others have written so far too.
 
 #include "sweeps/study.h"
 
 namespace weft {
 
-// Returns the path of the file, and appends one line per cell whose files are broken to `problems`.
-std::string Collect(const Study& study, std::vector<std::string>& problems);
+struct Collected {
+  std::string path;
+  int64_t done = 0;
+  std::vector<std::string> left_out;  // "name: state" of each cell whose rows are not in the file
+  std::vector<std::string> broken;    // one line per cell whose files are broken
+};
+Collected Collect(const Study& study, bool unfinished);
 
 }  // namespace weft

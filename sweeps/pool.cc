@@ -43,9 +43,13 @@ struct Attempt {
 
 class Pool {
  public:
-  Pool(const Sweep& sweep, Study& study, const PoolOptions& options)
-      : sweep_(sweep), study_(study), options_(options), requeues_(study.cells.size(), 0) {
-    for (size_t i = 0; i < study.cells.size(); ++i) {
+  Pool(const Study& study, const std::vector<size_t>& cells, const PoolOptions& options)
+      : study_(study),
+        options_(options),
+        total_(cells.size()),
+        requeues_(study.cells.size(), 0),
+        left_(study.cells.size(), 0) {
+    for (const size_t i : cells) {
       const CellState state = StateOf(study, study.cells[i]);
       if (state.state == "done") {
         ++done_;
@@ -55,15 +59,16 @@ class Pool {
         ++failed_;
       } else {
         queue_.push_back(i);
+        left_[i] = Left(i, state.step);
       }
     }
     std::stable_sort(queue_.begin(), queue_.end(),
-                     [&](size_t a, size_t b) { return Left(a) > Left(b); });
+                     [&](size_t a, size_t b) { return left_[a] > left_[b]; });
   }
 
   int Run() {
     if (done_ + failed_ > 0)
-      Say(fmt::format("{} of {} cells have ended before", done_ + failed_, study_.cells.size()));
+      Say(fmt::format("{} of {} cells have ended before", done_ + failed_, total_));
     for (;;) {
       while (children_.stop_signal() == 0 && running_.size() < static_cast<size_t>(options_.jobs) &&
              StartNext()) {
@@ -85,12 +90,10 @@ class Pool {
   }
 
  private:
-  // Estimated seconds that the cell has left.
-  double Left(size_t i) const {
+  // Estimated seconds that the cell has left at that step.
+  double Left(size_t i, int64_t step) const {
     const Plan& plan = study_.cells[i].plan;
-    const double step = static_cast<double>(StateOf(study_, study_.cells[i]).step);
-    return plan.seconds *
-           std::max(0.0, 1 - step / static_cast<double>(std::max<int64_t>(1, plan.steps)));
+    return Worked(i, step, std::max<int64_t>(1, plan.steps));
   }
 
   // Starts the first cell of the queue that no other process writes. False when there is none.
@@ -101,7 +104,7 @@ class Pool {
     if (free == queue_.end()) return false;
     const size_t i = *free;
     queue_.erase(free);
-    PlannedCell& cell = study_.cells[i];
+    const PlannedCell& cell = study_.cells[i];
     const CellState state = StateOf(study_, cell);
     if (state.state == "done") {  // by the process that held it
       ++done_;
@@ -113,7 +116,7 @@ class Pool {
     if (fs::exists(run + "/resolved.toml")) {
       argv.insert(argv.end(), {"--resume", run, "--set", Cat("threads=", options_.threads)});
     } else {
-      const auto arguments = ArgumentsOf(sweep_, cell.cell, options_.threads);
+      const auto arguments = ArgumentsOf(study_, cell, options_.threads);
       argv.insert(argv.end(), arguments.begin(), arguments.end());
       argv.insert(argv.end(), {"--out", fs::path(study_.directory).parent_path().string()});
     }
@@ -122,8 +125,7 @@ class Pool {
     const Descriptor output(
         open(error_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644));
     if (output.get() < 0) FailWrite(error_file, "write", errno);
-    cell.exit_code = 0;
-    cell.error.clear();
+    ClearFailure(study_, cell);
     running_.push_back(
         {i, children_.Start(argv, output.get(), output.get()), Clock::now(), state.step});
     return true;
@@ -137,7 +139,7 @@ class Pool {
     busy_seconds_ += seconds;
     const int64_t first_step = attempt->first_step;
     running_.erase(attempt);
-    PlannedCell& cell = study_.cells[i];
+    const PlannedCell& cell = study_.cells[i];
     const CellState state = StateOf(study_, cell);
     worked_ += Worked(i, first_step, state.step);
 
@@ -152,20 +154,21 @@ class Pool {
       Report(i, fmt::format("stopped at step {} of {}", state.step, state.steps));
     } else if (ended.exit_code == static_cast<int>(ExitCode::kRequeue) &&
                ++requeues_[i] <= kMostRequeues) {
+      left_[i] = Left(i, state.step);
       queue_.push_front(i);
       Report(i, fmt::format("asked to be run again at step {} of {}", state.step, state.steps));
     } else {
       ++failed_;
-      cell.error = LastLine(ReadFile(study_.ErrorFileOf(cell)));
-      if (ended.exit_code == 0) cell.error = "the trainer exited with 0, but the run is not done";
+      std::string error = LastLine(ReadFile(study_.ErrorFileOf(cell)));
+      if (ended.exit_code == 0) error = "the trainer exited with 0, but the run is not done";
       if (ended.exit_code > 128 && ended.exit_code != static_cast<int>(ExitCode::kInterrupted)) {
-        cell.error = fmt::format("killed by signal {}{}{}", ended.exit_code - 128,
-                                 cell.error.empty() ? "" : "; it last said: ", cell.error);
+        error = fmt::format("killed by signal {}{}{}", ended.exit_code - 128,
+                            error.empty() ? "" : "; it last said: ", error);
       }
-      cell.exit_code =
+      const int code =
           ended.exit_code == 0 ? static_cast<int>(ExitCode::kFailure) : ended.exit_code;
-      WriteStudy(study_);
-      Report(i, fmt::format("failed with exit code {}: {}", cell.exit_code, cell.error));
+      WriteFailure(study_, cell, code, error);
+      Report(i, fmt::format("failed with exit code {}: {}", code, error));
     }
   }
 
@@ -177,8 +180,7 @@ class Pool {
 
   // One line per cell that ended.
   void Report(size_t i, const std::string& what) const {
-    Say(fmt::format("[{}/{}] {}: {}", done_ + failed_, study_.cells.size(),
-                    study_.cells[i].cell.name, what));
+    Say(fmt::format("[{}/{}] {}: {}", done_ + failed_, total_, study_.cells[i].cell.name, what));
   }
   void Say(const std::string& line) const {
     if (terminal_) fmt::print(stderr, "\r\033[K");
@@ -196,16 +198,16 @@ class Pool {
       const CellState state = StateOf(study_, study_.cells[attempt.cell]);
       worked += Worked(attempt.cell, attempt.first_step, state.step);
       busy += SecondsSince(attempt.start);
-      running.push_back(Left(attempt.cell));
+      running.push_back(Left(attempt.cell, state.step));
       cells +=
           fmt::format("  {} {}/{}", study_.cells[attempt.cell].cell.name, state.step, state.steps);
     }
-    for (const size_t i : queue_) queued.push_back(Left(i));
+    for (const size_t i : queue_) queued.push_back(left_[i]);
     // Until a cell has made a step, the trainer's estimates are all there is to go by.
     const double slowness = worked > 0 ? busy / worked : 1;
     std::string line = fmt::format(
-        "{}/{} done, {} running, {} failed, {} left{}", done_, study_.cells.size(), running_.size(),
-        failed_, DurationText(slowness * Makespan(running, queued, options_.jobs)), cells);
+        "{}/{} done, {} running, {} failed, {} left{}", done_, total_, running_.size(), failed_,
+        DurationText(slowness * Makespan(running, queued, options_.jobs)), cells);
     winsize window = {};
     if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1)
       line.resize(std::min<size_t>(line.size(), window.ws_col - 1u));
@@ -213,14 +215,15 @@ class Pool {
     std::fflush(stderr);
   }
 
-  const Sweep& sweep_;
-  Study& study_;
+  const Study& study_;
   const PoolOptions& options_;
+  const size_t total_;
   const bool terminal_ = isatty(STDERR_FILENO) != 0;
   Children children_;
   std::deque<size_t> queue_;  // of cells, the longest first
   std::vector<Attempt> running_;
   std::vector<int> requeues_;
+  std::vector<double> left_;  // estimated seconds, of each cell in the queue
   int done_ = 0, failed_ = 0;
   double worked_ = 0;        // estimated seconds of the work that ended cells did
   double busy_seconds_ = 0;  // real seconds that they took for it
@@ -243,8 +246,8 @@ double Makespan(const std::vector<double>& running, const std::vector<double>& q
   return last;
 }
 
-int RunPool(const Sweep& sweep, Study& study, const PoolOptions& options) {
-  Pool pool(sweep, study, options);
+int RunPool(const Study& study, const std::vector<size_t>& cells, const PoolOptions& options) {
+  Pool pool(study, cells, options);
   return pool.Run();
 }
 

@@ -3,12 +3,14 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
@@ -33,9 +35,18 @@ Plan PlanFrom(const Json& json) {
   plan.training_flops_per_token = json.at("training_flops_per_token");
   plan.tokens = json.at("tokens");
   plan.steps = json.at("steps");
+  plan.batch_tokens = json.at("batch_tokens");
+  plan.lr = json.at("lr");
+  plan.warmup_steps = json.at("warmup_steps");
+  plan.decayed_tokens = json.at("decayed_tokens").get<std::vector<int64_t>>();
   plan.memory_bytes = json.at("memory_bytes");
   plan.state_bytes = json.at("state_bytes");
   plan.seconds = json.at("seconds");
+  if (json.contains("match")) {
+    const Json& m = json.at("match");
+    plan.match = Plan::Match{m.at("quantity"),  m.at("by"),      m.at("value"),
+                             m.at("reference"), m.at("matched"), m.at("residual_percent")};
+  }
   return plan;
 }
 
@@ -45,25 +56,34 @@ Json ToJson(const PlannedCell& planned) {
   for (const Setting& axis : planned.cell.axes) {
     axes[axis.path] = std::visit([](const auto& value) { return Json(value); }, axis.value);
   }
-  return {{"name", planned.cell.name},
-          {"variant", planned.cell.variant},
-          {"case", planned.cell.case_name},
-          {"axes", axes},
-          {"run_id", plan.run_id},
-          {"parameters",
-           {{"total", plan.total},
-            {"embedding", plan.embedding},
-            {"head", plan.head},
-            {"body", plan.body}}},
-          {"flops_per_token", plan.flops_per_token},
-          {"training_flops_per_token", plan.training_flops_per_token},
-          {"tokens", plan.tokens},
-          {"steps", plan.steps},
-          {"memory_bytes", plan.memory_bytes},
-          {"state_bytes", plan.state_bytes},
-          {"seconds", plan.seconds},
-          {"exit_code", planned.exit_code},
-          {"error", planned.error}};
+  Json json = {{"name", planned.cell.name},
+               {"variant", planned.cell.variant},
+               {"case", planned.cell.case_name},
+               {"axes", axes},
+               {"set", planned.set},
+               {"run_id", plan.run_id},
+               {"parameters",
+                {{"total", plan.total},
+                 {"embedding", plan.embedding},
+                 {"head", plan.head},
+                 {"body", plan.body}}},
+               {"flops_per_token", plan.flops_per_token},
+               {"training_flops_per_token", plan.training_flops_per_token},
+               {"tokens", plan.tokens},
+               {"steps", plan.steps},
+               {"batch_tokens", plan.batch_tokens},
+               {"lr", plan.lr},
+               {"warmup_steps", plan.warmup_steps},
+               {"decayed_tokens", plan.decayed_tokens},
+               {"memory_bytes", plan.memory_bytes},
+               {"state_bytes", plan.state_bytes},
+               {"seconds", plan.seconds}};
+  if (const auto& m = plan.match) {
+    json["match"] = {{"quantity", m->quantity}, {"by", m->by},
+                     {"value", m->value},       {"reference", m->reference},
+                     {"matched", m->matched},   {"residual_percent", m->residual_percent}};
+  }
+  return json;
 }
 
 PlannedCell CellFrom(const Json& json, const std::string& origin) {
@@ -75,10 +95,30 @@ PlannedCell CellFrom(const Json& json, const std::string& origin) {
   for (const auto& [key, value] : json.at("axes").items()) {
     planned.cell.axes.push_back({key, ParseValue(value.dump(), origin), origin});
   }
+  planned.set = json.at("set").get<std::vector<std::string>>();
   planned.plan = PlanFrom(json);
-  planned.exit_code = json.at("exit_code");
-  planned.error = json.at("error");
   return planned;
+}
+
+std::vector<std::string> Overrides(const Sweep& sweep, const Settings& settings) {
+  std::vector<std::string> overrides = {"study=" + sweep.study};
+  for (const Setting& setting : settings)
+    overrides.push_back(setting.path + "=" + ToToml(setting.value));
+  return overrides;
+}
+
+// What PlanCells of the trainer reads: a line.
+std::string Question(const Sweep& sweep, const Cell& cell) {
+  Json json = {{"set", Overrides(sweep, cell.settings)}};
+  if (!cell.reference.empty()) {
+    const Matching& match = sweep.match;
+    json["match"] = {{"quantity", match.quantity},
+                     {"by", match.by},
+                     {"tolerance", match.tolerance},
+                     {"multiple", match.multiple},
+                     {"to", Overrides(sweep, cell.reference)}};
+  }
+  return json.dump() + "\n";
 }
 
 // The trainer's one line, with the place in the sweep file where it blames a setting of the sweep.
@@ -89,8 +129,15 @@ std::string Explain(const Sweep& sweep, const Cell& cell, std::string message) {
     const std::string flag = "--" + setting.path + ": ";
     if (message.starts_with(flag)) return setting.origin + ": " + message.substr(flag.size());
   }
+  if (message.starts_with("--match: ") || message.starts_with("--by: ")) {
+    return Cat(sweep.match.where, ": match: cell ", cell.name, message.substr(message.find(':')));
+  }
   return Cat(sweep.path, ": cell ", cell.name, ": ",
              message.empty() ? "weft-train gave no reason" : message);
+}
+
+std::string FailureFileOf(const Study& study, const PlannedCell& cell) {
+  return study.RunDirectoryOf(cell) + ".failure.json";
 }
 
 void CheckDistinct(const Sweep& sweep, const std::vector<PlannedCell>& cells) {
@@ -106,77 +153,84 @@ void CheckDistinct(const Sweep& sweep, const std::vector<PlannedCell>& cells) {
 
 }  // namespace
 
-std::vector<std::string> ArgumentsOf(const Sweep& sweep, const Cell& cell, int threads) {
+std::vector<std::string> ArgumentsOf(const Study& study, const PlannedCell& cell, int threads) {
   // --set rather than --KEY: a key that is called like an option of the trainer is an unknown key,
   // not the option.
-  std::vector<std::string> arguments = {sweep.base, "--set", Cat("threads=", threads), "--set",
-                                        "study=" + sweep.study};
-  for (const Setting& setting : cell.settings) {
-    arguments.push_back("--set");
-    arguments.push_back(setting.path + "=" + ToToml(setting.value));
-  }
+  std::vector<std::string> arguments = {study.directory + "/base.toml", "--set",
+                                        Cat("threads=", threads)};
+  for (const std::string& setting : cell.set) arguments.insert(arguments.end(), {"--set", setting});
   return arguments;
 }
 
-Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& trainer,
-                int threads_per_cell) {
+Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& trainer) {
   if (!fs::exists(trainer))
     Fail(ExitCode::kFailure, trainer, ": is missing; build it, it belongs beside weft-sweep");
   struct DryRun {
+    size_t begin, end;  // its cells
+    Descriptor in, out = MakeCapture(), err = MakeCapture();
     pid_t pid = 0;
-    Descriptor out = MakeCapture(), err = MakeCapture();
     int exit_code = -1;
   };
-  std::map<size_t, DryRun> running;  // by cell
-  std::vector<PlannedCell> cells(sweep.cells.size());
-  std::map<size_t, Error> errors;  // the first cell's is reported, whichever ended first
+  std::vector<DryRun> runs;
   Children children;
-  const auto finish = [&](size_t i, const DryRun& run) {
-    const Cell& cell = sweep.cells[i];
-    const Json json = Json::parse(ReadCapture(run.out), nullptr, false);
-    if (run.exit_code != 0) {
-      errors.emplace(i, Error(static_cast<ExitCode>(run.exit_code),
-                              Explain(sweep, cell, LastLine(ReadCapture(run.err)))));
-      return;
-    }
-    try {
-      cells[i].cell = cell;
-      cells[i].plan = PlanFrom(json);
-    } catch (const Json::exception& error) {
-      errors.emplace(i,
-                     Error(ExitCode::kFailure, Cat(trainer, " --dry-run --json of cell ", cell.name,
-                                                   " printed no plan: ", error.what())));
-    }
-  };
-  const auto cores = static_cast<size_t>(CoresOfProcess());
-  for (size_t next = 0; (errors.empty() && next < cells.size()) || !running.empty();) {
-    while (errors.empty() && next < cells.size() && running.size() < cores) {
-      std::vector<std::string> argv = ArgumentsOf(sweep, sweep.cells[next], threads_per_cell);
-      argv.insert(argv.begin(), trainer);
-      for (const std::string& more :
-           {std::string("--out"), out, std::string("--dry-run"), std::string("--json")}) {
-        argv.push_back(more);
-      }
-      DryRun run;
-      run.pid = children.Start(argv, run.out.get(), run.err.get());
-      running.emplace(next++, std::move(run));
-    }
+  const size_t n = sweep.cells.size();
+  const size_t processes = std::min(n, static_cast<size_t>(CoresOfProcess()));
+  for (size_t p = 0; p < processes; ++p) {
+    const size_t begin = n * p / processes, end = n * (p + 1) / processes;
+    std::string questions;
+    for (size_t i = begin; i < end; ++i) questions += Question(sweep, sweep.cells[i]);
+    DryRun& run = runs.emplace_back(DryRun{begin, end, MakeCapture(questions)});
+    run.pid = children.Start({trainer, sweep.base, "--out", out, "--dry-run", "--json", "--cells"},
+                             run.out.get(), run.err.get(), run.in.get());
+  }
+  for (size_t left = runs.size(); left > 0;) {
     for (const Children::Ended& ended : children.Wait(60)) {
-      const auto run = std::find_if(running.begin(), running.end(),
-                                    [&](const auto& r) { return r.second.pid == ended.pid; });
-      run->second.exit_code = ended.exit_code;
-      finish(run->first, run->second);
-      running.erase(run);
+      for (DryRun& run : runs) {
+        if (run.pid == ended.pid) run.exit_code = ended.exit_code;
+      }
+      --left;
     }
     if (children.stop_signal() != 0) {
       Fail(children.stop_signal() == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue,
            "stopped before any cell was started");
     }
   }
-  if (!errors.empty()) throw errors.begin()->second;
-  CheckDistinct(sweep, cells);
-  return {out + "/" + sweep.study, sweep.text, sweep.question, sweep.base, sweep.study, sweep.axes,
-          std::move(cells)};
+
+  Study study{out + "/" + sweep.study,
+              sweep.text,
+              ReadFile(sweep.base),
+              sweep.question,
+              sweep.base,
+              sweep.study,
+              sweep.axes,
+              {}};
+  for (const DryRun& run : runs) {
+    std::istringstream lines(ReadCapture(run.out));
+    for (size_t i = run.begin; i < run.end; ++i) {
+      const Cell& cell = sweep.cells[i];
+      std::string line;
+      if (!std::getline(lines, line)) {
+        Fail(static_cast<ExitCode>(run.exit_code == 0 ? 1 : run.exit_code),
+             Explain(sweep, cell, LastLine(ReadCapture(run.err))));
+      }
+      const Json json = Json::parse(line, nullptr, false);
+      try {
+        if (json.contains("error"))
+          Fail(json.at("exit_code").get<ExitCode>(), Explain(sweep, cell, json.at("error")));
+        PlannedCell& planned = study.cells.emplace_back();
+        planned.cell = cell;
+        planned.plan = PlanFrom(json);
+        planned.set = Overrides(sweep, cell.settings);
+        if (const auto& match = planned.plan.match)
+          planned.set.push_back(Cat(match->by, "=", match->value));
+      } catch (const Json::exception& error) {
+        Fail(ExitCode::kFailure, trainer, " --dry-run --json of cell ", cell.name,
+             " printed no plan: ", error.what());
+      }
+    }
+  }
+  CheckDistinct(sweep, study.cells);
+  return study;
 }
 
 std::string Study::ToJson() const {
@@ -192,6 +246,7 @@ std::string Study::ToJson() const {
 
 void WriteStudy(const Study& study) {
   WriteFileAtomically(study.directory + "/sweep.toml", study.sweep_toml);
+  WriteFileAtomically(study.directory + "/base.toml", study.base_toml);
   WriteFileAtomically(study.directory + "/sweep.json", study.ToJson());
 }
 
@@ -204,6 +259,7 @@ Study ReadStudy(const std::string& directory) {
     const Json json = Json::parse(text);
     Study study{directory,
                 ReadFile(directory + "/sweep.toml"),
+                ReadFile(directory + "/base.toml"),
                 json.at("question"),
                 json.at("base"),
                 json.at("study"),
@@ -217,9 +273,21 @@ Study ReadStudy(const std::string& directory) {
   }
 }
 
+void WriteFailure(const Study& study, const PlannedCell& cell, int exit_code,
+                  const std::string& error) {
+  const Json json = {{"exit_code", exit_code}, {"error", error}};
+  WriteFileAtomically(FailureFileOf(study, cell),
+                      json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+void ClearFailure(const Study& study, const PlannedCell& cell) {
+  const std::string path = FailureFileOf(study, cell);
+  if (unlink(path.c_str()) != 0 && errno != ENOENT) FailWrite(path, "remove", errno);
+}
+
 CellState StateOf(const Study& study, const PlannedCell& cell) {
   const std::string run = study.RunDirectoryOf(cell);
-  CellState state{"queued", -1, 0, cell.plan.steps, cell.error};
+  CellState state{"queued", -1, 0, cell.plan.steps, ""};
   if (fs::exists(run + "/status.json")) {
     Status status;
     try {
@@ -240,10 +308,12 @@ CellState StateOf(const Study& study, const PlannedCell& cell) {
     state.state = IsBeingWritten(run) ? "running" : "stopped";
     if (state.state == "running") return state;
   }
-  if (cell.exit_code != 0) {  // ended without a word in its status, or before it had one
+  if (const std::string path = FailureFileOf(study, cell); fs::exists(path)) {
+    // It ended without a word in its status, or before it had one.
+    const Json json = Json::parse(ReadFile(path), nullptr, false);
     state.state = "failed";
-    state.exit_code = cell.exit_code;
-    state.message = cell.error;
+    state.exit_code = json.value("exit_code", static_cast<int>(ExitCode::kFailure));
+    state.message = json.value("error", path + " is broken");
   }
   return state;
 }

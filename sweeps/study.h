@@ -1,14 +1,18 @@
 #pragma once
 // A study: what a sweep plans, and what it leaves in OUT/<study>/.
 //
-//   sweep.toml   the sweep file as it was when the sweep was last started
-//   sweep.json   its cells with their run ids and plans, and the errors of cells that failed
-//   sweep.h5     collected results, see collect.h
-//   <run-id>/    one run directory per cell; <run-id>.stderr beside it, while the cell runs or
-//                when it failed
+//   sweep.toml             the sweep file as it was when the sweep was last started
+//   base.toml              the base config, likewise: what the cells are made from
+//   sweep.json             the cells with their settings, run ids and plans
+//   sweep.h5               collected results, see collect.h
+//   <run-id>/              one run directory per cell
+//   <run-id>.stderr        what the cell says, while it runs or when it failed
+//   <run-id>.failure.json  why its last attempt failed
+//   slurm/<n>/             a submission to a cluster, see slurm.h
 //
 // All state is in these files: a process that is killed loses nothing.
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,21 +27,28 @@ struct Plan {
   double flops_per_token = 0;                            // forward
   double training_flops_per_token = 0;                   // forward and backward
   int64_t tokens = 0, steps = 0;                         // of the whole run
+  int64_t batch_tokens = 0, warmup_steps = 0;
+  double lr = 0;
+  std::vector<int64_t> decayed_tokens;  // where a decay ends, with the schedule wsds
   int64_t memory_bytes = 0, state_bytes = 0;
   double seconds = 0;  // estimate
+  struct Match {
+    std::string quantity, by;
+    int64_t value = 0;
+    double reference = 0, matched = 0, residual_percent = 0;
+  };
+  std::optional<Match> match;
 };
 
 struct PlannedCell {
-  Cell cell;  // without settings when read from sweep.json
+  Cell cell;                     // without settings when read from sweep.json
+  std::vector<std::string> set;  // "KEY=VALUE": all that the cell changes in the base config
   Plan plan;
-  // Of the last attempt, when it failed; 0 and "" otherwise.
-  int exit_code = 0;
-  std::string error;
 };
 
 struct Study {
   std::string directory;  // OUT/<study>
-  std::string sweep_toml, question, base, name;
+  std::string sweep_toml, base_toml, question, base, name;
   std::vector<std::string> axes;
   std::vector<PlannedCell> cells;
 
@@ -50,19 +61,23 @@ struct Study {
   std::string ToJson() const;
 };
 
-// Asks the trainer for the plan of every cell, in parallel processes:
-//   trainer CONFIG --set KEY=VALUE ... --dry-run --json
+// Asks the trainer for the plans of all cells, in one process per core:
+//   trainer CONFIG --dry-run --json --cells <<< '{"set": ["KEY=VALUE", ...], "match": {...}}'
 // Settings that the trainer refuses are reported with their place in the sweep file and the
 // trainer's exit code; two cells that are the same run are an error. Writes nothing.
-Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& trainer,
-                int threads_per_cell);
+Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& trainer);
 
 // The arguments of weft-train that make a cell, without the program.
-std::vector<std::string> ArgumentsOf(const Sweep& sweep, const Cell& cell, int threads);
+std::vector<std::string> ArgumentsOf(const Study& study, const PlannedCell& cell, int threads);
 
 void WriteStudy(const Study& study);
 // From OUT/<study>; kData when no sweep was started there or its files are broken.
 Study ReadStudy(const std::string& directory);
+
+// Why the last attempt at a cell failed; the next attempt clears it.
+void WriteFailure(const Study& study, const PlannedCell& cell, int exit_code,
+                  const std::string& error);
+void ClearFailure(const Study& study, const PlannedCell& cell);
 
 struct CellState {
   std::string state;   // "queued", "running", "stopped" (unfinished), "done", "failed", "diverged"

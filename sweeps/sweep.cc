@@ -82,6 +82,46 @@ class Reader {
     return choices;
   }
 
+  Matching Match(const Entry& section) const {
+    Matching match{section.where};
+    const std::vector<std::string> known = {"quantity",  "to",       "by",
+                                            "tolerance", "multiple", "variants"};
+    for (const Entry& entry : EntriesOf(Table(section))) {
+      const std::string path = "match." + entry.key;
+      if (entry.key == "quantity") {
+        match.quantity = Text(entry);
+      } else if (entry.key == "to") {
+        match.to = Text(entry);
+      } else if (entry.key == "by") {
+        match.by = Text(entry);
+      } else if (entry.key == "tolerance" && entry.node->is_number()) {
+        match.tolerance = *entry.node->value<double>();
+      } else if (entry.key == "multiple" && entry.node->is_integer() &&
+                 *entry.node->value<int64_t>() > 0) {
+        match.multiple = *entry.node->value<int64_t>();
+      } else if (entry.key == "variants") {
+        const Setting::Value value = ValueOf(*entry.node, entry.where, path);
+        const auto* names = std::get_if<std::vector<std::string>>(&value);
+        if (names == nullptr) {
+          Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
+               ", expected a list of variants");
+        }
+        match.variants = *names;
+      } else if (std::find(known.begin(), known.end(), entry.key) != known.end()) {
+        Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
+             ", expected a positive number");
+      } else {
+        Fail(ExitCode::kUsage, entry.where, ": unknown key \"", path, "\"; did you mean \"match.",
+             NearestKey(entry.key, known), "\"?");
+      }
+    }
+    for (const auto& [key, text] :
+         {std::pair{"quantity", match.quantity}, {"to", match.to}, {"by", match.by}}) {
+      if (text.empty()) Fail(ExitCode::kUsage, section.where, ": match.", key, " is missing");
+    }
+    return match;
+  }
+
   // [axes]: one list of choices per key.
   std::vector<Choices> Axes(const Entry& section) const {
     std::vector<Choices> axes;
@@ -205,6 +245,44 @@ void CheckSetOnce(const std::vector<Choices>& dimensions) {
   }
 }
 
+// Gives every cell that is matched the settings of its reference.
+void SetReferences(Sweep& sweep, const Choices& variants) {
+  Matching& match = sweep.match;
+  std::vector<std::string> names;
+  for (const Choice& variant : variants) names.push_back(variant.name);
+  if (match.variants.empty()) {
+    match.variants = names;
+    std::erase(match.variants, match.to);
+  }
+  const auto find = [&](const std::string& name) -> const Choice& {
+    const auto at = std::find(names.begin(), names.end(), name);
+    if (at == names.end()) {
+      Fail(ExitCode::kUsage, match.where, ": match names the variant \"", name,
+           "\", which is not there; did you mean \"", NearestKey(name, names), "\"?");
+    }
+    return variants[static_cast<size_t>(at - names.begin())];
+  };
+  const Choice& reference = find(match.to);
+  for (const std::string& name : match.variants) {
+    const Choice& variant = find(name);
+    if (name == match.to)
+      Fail(ExitCode::kUsage, match.where, ": match.variants holds match.to, \"", name, "\"");
+    for (Cell& cell : sweep.cells) {
+      if (cell.variant != name) continue;
+      const auto shared = cell.settings.begin() + static_cast<int64_t>(variant.settings.size());
+      cell.reference = reference.settings;
+      cell.reference.insert(cell.reference.end(), shared, cell.settings.end());
+      for (const Settings& set : {variant.settings, cell.axes}) {
+        for (const Setting& setting : set) {
+          if (setting.path != match.by) continue;
+          Fail(ExitCode::kUsage, match.where, ": match.by = \"", match.by, "\" is also set at ",
+               setting.origin, "; drop one");
+        }
+      }
+    }
+  }
+}
+
 // "seed" of "seed", "lr" of "optim.lr"; the whole key where two axes end alike.
 std::string ShortKey(const std::string& key, const std::vector<std::string>& keys) {
   const auto last = [](const std::string& path) { return path.substr(path.rfind('.') + 1); };
@@ -217,7 +295,7 @@ std::string ShortKey(const std::string& key, const std::vector<std::string>& key
 
 Sweep ReadSweep(const std::string& path) {
   if (!fs::is_regular_file(path)) Fail(ExitCode::kUsage, path, ": there is no such sweep file");
-  Sweep sweep{path, ReadFile(path), "", "", "", {}, {}};
+  Sweep sweep{path, ReadFile(path), "", "", "", {}, {}, {}};
   toml::table file;
   try {
     file = toml::parse(sweep.text);
@@ -227,7 +305,8 @@ Sweep ReadSweep(const std::string& path) {
   }
 
   const Reader reader(path);
-  const std::vector<std::string> known = {"question", "base", "study", "variants", "cases", "axes"};
+  const std::vector<std::string> known = {"question", "base",  "study", "match",
+                                          "variants", "cases", "axes"};
   Choices variants, cases;
   std::vector<Choices> axes;
   sweep.study = fs::path(path).stem().string();
@@ -247,8 +326,7 @@ Sweep ReadSweep(const std::string& path) {
     } else if (entry.key == "axes") {
       axes = reader.Axes(entry);
     } else if (entry.key == "match") {
-      Fail(ExitCode::kUsage, entry.where,
-           ": match is not available yet; drop it and set the sizes in [variants]");
+      sweep.match = reader.Match(entry);
     } else {
       Fail(ExitCode::kUsage, entry.where, ": unknown key \"", entry.key, "\"; did you mean \"",
            NearestKey(entry.key, known),
@@ -270,7 +348,7 @@ Sweep ReadSweep(const std::string& path) {
 
   for (const Choices& axis : axes) sweep.axes.push_back(axis.front().settings.front().path);
   for (const Choice& variant : variants)
-    sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings});
+    sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings, {}});
   const auto cross = [&sweep](const Choices& choices, const auto& extend) {
     std::vector<Cell> crossed;
     for (const Cell& cell : sweep.cells) {
@@ -298,6 +376,7 @@ Sweep ReadSweep(const std::string& path) {
         cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
     });
   }
+  if (!sweep.match.where.empty()) SetReferences(sweep, variants);
   return sweep;
 }
 

@@ -12,6 +12,13 @@
 //   [axes]                                   optional: keys and the values that they take
 //   optim.lr = [1e-4, 3e-4]
 //   seed     = [0, 1, 2]
+//   [match]                                  optional: solve a key, see `weft params --help`
+//   quantity = "body_parameters"             of the cell of variant `to` in the same case and axes
+//   to       = "transformer"
+//   by       = "model.d_ff"                  set by no variant or axis that is solved
+//   variants = ["hybrid"]                    default: all but `to`
+//   tolerance = 1                            per cent
+//   multiple = 8                             values that are tried; default 1
 //
 // Cells are variants x cases x axes in the order of the file; the last axis varies fastest. A
 // config key is set in one place only. Whether a key exists is known to the trainer: see PlanStudy.
@@ -31,12 +38,22 @@ struct Cell {
   std::string case_name;  // "" without [cases]
   Settings axes;          // the value of every axis
   Settings settings;      // all that the cell changes in the base config: variant, case and axes
+  Settings reference;     // likewise of the cell that it is matched to; empty = it is not matched
+};
+
+struct Matching {
+  std::string where;  // "sweeps/recall.toml:12"; "" = nothing is matched
+  std::string quantity, to, by;
+  double tolerance = 1;
+  int64_t multiple = 1;
+  std::vector<std::string> variants;
 };
 
 struct Sweep {
   std::string path, text;  // the file and what it holds
   std::string question, base, study;
   std::vector<std::string> axes;  // keys
+  Matching match;
   std::vector<Cell> cells;
 };
 

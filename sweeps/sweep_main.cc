@@ -1,4 +1,4 @@
-// weft sweep plan|run|resume|status|collect SWEEP.toml [--out DIR] [--jobs N] [--json]
+// weft sweep plan|run|resume|submit|status|collect SWEEP.toml [--out DIR] [--jobs N] [--json]
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "experiments/run/environment.h"
 #include "experiments/run/files.h"
@@ -17,6 +18,7 @@
 #include "sweeps/children.h"
 #include "sweeps/collect.h"
 #include "sweeps/pool.h"
+#include "sweeps/slurm.h"
 
 namespace {
 
@@ -30,8 +32,11 @@ constexpr const char* kHelp = R"(
   run      bring every cell to its end, several at a time: done cells are skipped, unfinished ones resumed,
            failed ones tried again; a cell that fails stops no other; at the end, collect
   resume   the same as run
+  submit   give the cells that are not done to a cluster, as a job array of tasks that hold several short cells;
+           prints the job's id; what is not done later on is given by another submit
   status   where the cells are
-  collect  write OUT/<study>/sweep.h5 from what the runs have written so far
+  collect  write OUT/<study>/sweep.h5 from the runs that are done; the others are named
+  task     what a job of the cluster runs: SWEEP is OUT/<study>/slurm/<n>
 )";
 
 // "1.23M" for 1234567.
@@ -91,10 +96,6 @@ int PlanCommand(const Study& study, int jobs, bool json) {
   const double total = Makespan({}, seconds, jobs);
   if (json) {
     Json out = Json::parse(study.ToJson());
-    for (Json& cell : out["cells"]) {
-      cell.erase("exit_code");
-      cell.erase("error");
-    }
     out["totals"] = {{"cells", study.cells.size()},
                      {"jobs", jobs},
                      {"tokens", tokens},
@@ -103,13 +104,21 @@ int PlanCommand(const Study& study, int jobs, bool json) {
     fmt::print("{}\n", out.dump(2));
     return 0;
   }
-  std::vector<std::vector<std::string>> rows = {
-      {"cell", "run", "parameters", "(body)", "FLOPs/token", "tokens", "memory", "time"}};
+  const bool matches = std::any_of(study.cells.begin(), study.cells.end(),
+                                   [](const PlannedCell& cell) { return cell.plan.match; });
+  std::vector<std::vector<std::string>> rows = {{"cell", "run", "parameters", "(body)",
+                                                 "FLOPs/token", "batch", "lr", "tokens", "memory",
+                                                 "time"}};
+  if (matches) rows.front().insert(rows.front().end(), {"matched by", "residual"});
   for (const PlannedCell& cell : study.cells) {
     const Plan& p = cell.plan;
     rows.push_back({cell.cell.name, p.run_id, fmt::format("{}", p.total), fmt::format("{}", p.body),
-                    Short(p.flops_per_token), Short(static_cast<double>(p.tokens)),
+                    Short(p.flops_per_token), Short(static_cast<double>(p.batch_tokens)),
+                    fmt::format("{:.3g}", p.lr), Short(static_cast<double>(p.tokens)),
                     Short(static_cast<double>(p.memory_bytes)) + "B", DurationText(p.seconds)});
+    if (!matches) continue;
+    rows.back().push_back(p.match ? fmt::format("{}={}", p.match->by, p.match->value) : "");
+    rows.back().push_back(p.match ? fmt::format("{:+.3f} %", p.match->residual_percent) : "");
   }
   if (!study.question.empty()) fmt::print("{}\n\n", study.question);
   PrintTable(rows, 2);
@@ -152,27 +161,73 @@ int StatusCommand(const Study& study, bool json) {
   return 0;
 }
 
-int CollectCommand(const Study& study) {
-  std::vector<std::string> problems;
-  const std::string path = Collect(study, problems);
-  for (const std::string& problem : problems) fmt::print(stderr, "weft sweep: {}\n", problem);
-  fmt::print("{}\n", path);
-  return problems.empty() ? 0 : static_cast<int>(ExitCode::kData);
+int CollectCommand(const Study& study, bool unfinished) {
+  const Collected collected = Collect(study, unfinished);
+  for (const std::string& cell : collected.broken) fmt::print(stderr, "weft sweep: {}\n", cell);
+  if (!collected.left_out.empty()) {
+    fmt::print(stderr, "weft sweep: {} of {} cells are left out:\n", collected.left_out.size(),
+               study.cells.size());
+    for (const std::string& cell : collected.left_out) fmt::print(stderr, "  {}\n", cell);
+  }
+  fmt::print("{}\n", collected.path);
+  return collected.broken.empty() ? 0 : static_cast<int>(ExitCode::kData);
+}
+
+// The study of a sweep as it is now, on disk and locked.
+struct Started {
+  Study study;
+  Descriptor lock;
+};
+Started Start(const Sweep& sweep, const std::string& out) {
+  Study study = PlanStudy(sweep, out, Trainer());
+  MakeDirectories(study.directory);
+  Descriptor lock = LockStudy(study.directory);
+  RemoveTemporaries(study.directory);
+  WriteStudy(study);
+  return {std::move(study), std::move(lock)};
+}
+
+int SubmitCommand(const Sweep& sweep, const std::string& out, const SlurmOptions& options,
+                  bool dry_run) {
+  const std::string program = fs::read_symlink("/proc/self/exe").string();
+  if (dry_run) {
+    const Study study = PlanStudy(sweep, out, Trainer());
+    std::vector<size_t> all(study.cells.size());
+    std::iota(all.begin(), all.end(), size_t{0});
+    const auto tasks = Pack(study, all, options);
+    for (size_t t = 0; t < tasks.size(); ++t) {
+      for (const size_t i : tasks[t]) fmt::print("# task {}: {}\n", t, study.cells[i].cell.name);
+    }
+    fmt::print("{}", JobScript(study, NextSubmission(study), tasks.size(), program, options));
+    return 0;
+  }
+  CheckSlurm();
+  const auto [study, lock] = Start(sweep, out);
+  const std::vector<size_t> cells = CellsToSubmit(study);
+  if (cells.empty()) {
+    fmt::print(stderr, "weft sweep: every cell is done, running or in the queue\n");
+    return 0;
+  }
+  const auto tasks = Pack(study, cells, options);
+  const std::string job = Submit(study, tasks, program, options);
+  fmt::print(stderr,
+             "weft sweep: {} of {} cells in {} tasks; watch them with: weft sweep status {}\n",
+             cells.size(), study.cells.size(), tasks.size(), sweep.path);
+  fmt::print("{}\n", job);
+  return 0;
 }
 
 int RunCommand(const Sweep& sweep, const std::string& out, const PoolOptions& options) {
-  Study study = PlanStudy(sweep, out, options.trainer, options.threads);
-  MakeDirectories(study.directory);
-  const Descriptor lock = LockStudy(study.directory);
-  RemoveTemporaries(study.directory);
-  WriteStudy(study);
-  const int signal = RunPool(sweep, study, options);
+  const auto [study, lock] = Start(sweep, out);
+  std::vector<size_t> all(study.cells.size());
+  std::iota(all.begin(), all.end(), size_t{0});
+  const int signal = RunPool(study, all, options);
   if (signal != 0) {
     fmt::print(stderr, "weft sweep: stopped; continue with: weft sweep run {}{}\n", sweep.path,
                out == kDefaultOut ? "" : " --out " + out);
     return static_cast<int>(signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue);
   }
-  int code = CollectCommand(study);
+  int code = CollectCommand(study, /*unfinished=*/false);
   std::string failed;
   for (const PlannedCell& cell : study.cells) {
     const CellState state = StateOf(study, cell);
@@ -188,28 +243,60 @@ int RunCommand(const Sweep& sweep, const std::string& out, const PoolOptions& op
 }
 
 int Main(CLI::App& app, int argc, char** argv) {
-  std::string action, file, out = kDefaultOut;
-  bool json = false;
+  std::string action, file, out = kDefaultOut, cluster;
+  bool json = false, dry_run = false, unfinished = false;
+  SlurmOptions slurm;
+  int task = -1, jobs = 0;
   const int cores = CoresOfProcess();
-  int jobs = cores;
-  app.add_option("ACTION", action, "plan, run, resume, status or collect")
+  const std::vector<std::string> actions = {"plan",   "run",     "resume", "submit",
+                                            "status", "collect", "task"};
+  app.add_option("ACTION", action, "plan, run, resume, submit, status or collect")
       ->required()
-      ->check(CLI::IsMember({"plan", "run", "resume", "status", "collect"}));
+      ->check(CLI::IsMember(actions));
   app.add_option("SWEEP", file, "sweep, a TOML file")->required();
   app.add_option("--out", out, "where studies are: OUT/<study>")->capture_default_str();
-  app.add_option("--jobs", jobs, "cells at a time; the cores are shared among them")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
+  app.add_option("--jobs", jobs,
+                 "cells at a time, among which the cores are shared; default: one per core, in a "
+                 "task of a cluster one")
+      ->check(CLI::Range(1, 4096));
   app.add_flag("--json", json, "plan, status: machine-readable output");
+  app.add_flag("--unfinished", unfinished,
+               "collect: with what cells that are not done have written");
+  app.add_option("--cluster", cluster, "submit: what runs the cells")
+      ->check(CLI::IsMember({"slurm"}));
+  app.add_option("--limit", slurm.limit, "submit: tasks at a time; 0 = no limit")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  app.add_option("--task-minutes", slurm.task_minutes,
+                 "submit: short cells are put together until a task is estimated to take as long")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--cells-per-task", slurm.cells_per_task,
+                 "submit: cells of a task, whatever the estimates say")
+      ->check(CLI::Range(1, 1000000));
+  app.add_option("--sbatch", slurm.sbatch,
+                 "submit: option for sbatch, such as --sbatch=--partition=gpu")
+      ->expected(1)
+      ->take_all();
+  app.add_flag("--dry-run", dry_run, "submit: print tasks and script, and start nothing");
+  app.add_option("--task", task, "task: its number");
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     throw HelpWanted();
   }
+  slurm.jobs = jobs > 0 ? jobs : 1;
+  if (action == "task") {
+    return RunTask(file, task, {Trainer(), slurm.jobs, std::max(1, cores / slurm.jobs)});
+  }
   const Sweep sweep = ReadSweep(file);
+  if (action == "submit") {
+    if (cluster.empty()) Fail(ExitCode::kUsage, "submit: name the cluster with --cluster=slurm");
+    return SubmitCommand(sweep, out, slurm, dry_run);
+  }
+  if (jobs == 0) jobs = cores;
   const PoolOptions options{Trainer(), jobs, std::max(1, cores / jobs)};
-  if (action == "plan")
-    return PlanCommand(PlanStudy(sweep, out, options.trainer, options.threads), jobs, json);
+  if (action == "plan") return PlanCommand(PlanStudy(sweep, out, options.trainer), jobs, json);
   if (action == "run" || action == "resume") return RunCommand(sweep, out, options);
 
   const Study study = ReadStudy(out + "/" + sweep.study);
@@ -219,7 +306,7 @@ int Main(CLI::App& app, int argc, char** argv) {
                "was started\n",
                file);
   }
-  return action == "status" ? StatusCommand(study, json) : CollectCommand(study);
+  return action == "status" ? StatusCommand(study, json) : CollectCommand(study, unfinished);
 }
 
 }  // namespace

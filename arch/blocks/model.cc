@@ -23,6 +23,10 @@ void ModelConfig::Visit(ConfigVisitor& v) {
   v.Key("d_model", d_model, "width of the residual stream", Range{1, 1 << 20});
   v.Key("layers", layers, "blocks", Range{1, 10000});
   v.Key("pattern", pattern, "mixers of the blocks, repeated over the layers");
+  v.Key("middle", middle,
+        "mixer of the layers / 4 blocks in the middle, whatever the pattern says; empty = the "
+        "pattern's");
+  v.Key("last", last, "mixer of the last block, likewise");
   v.Key("d_ff", d_ff, "hidden width of the SwiGLU MLP; 0 = 4 d_model", Range{0, 1 << 22});
   v.Key("vocab", vocab, "vocabulary size; 0 = what the data needs", Range{0, 1 << 24});
   v.Key("tied", tied, "the head is the embedding");
@@ -31,13 +35,29 @@ void ModelConfig::Visit(ConfigVisitor& v) {
         Range{0, 10});
 }
 
-MixerConfigs::MixerConfigs(const std::vector<std::string>& pattern) : pattern_(pattern) {
-  if (pattern.empty()) {
+const std::string& ModelConfig::LabelOf(int64_t layer) const {
+  const int64_t length = layers / 4, begin = (layers - length) / 2;
+  if (!last.empty() && layer == layers - 1) return last;
+  if (!middle.empty() && layer >= begin && layer < begin + length) return middle;
+  return pattern[static_cast<size_t>(layer) % pattern.size()];
+}
+
+std::vector<std::string> ModelConfig::Labels() const {
+  std::vector<std::string> labels = pattern;
+  if (labels.empty()) return labels;
+  for (const std::string& label : {middle, last}) {
+    if (!label.empty()) labels.push_back(label);
+  }
+  return labels;
+}
+
+MixerConfigs::MixerConfigs(const std::vector<std::string>& labels) : labels_(labels) {
+  if (labels.empty()) {
     Fail(ExitCode::kUsage,
          "model.pattern is empty; name at least one mixer, such as [\"attention\"]");
   }
   for (const MixerSpec& spec : AllMixers()) configs_[spec.name] = spec.config();
-  for (const std::string& label : pattern) {
+  for (const std::string& label : labels) {
     if (!configs_.contains(label)) configs_[label] = FindMixer(MixerName(label)).config();
   }
 }
@@ -48,7 +68,7 @@ void MixerConfigs::Visit(ConfigVisitor& v) {
 
 void MixerConfigs::VisitUsed(ConfigVisitor& v) {
   for (auto& [label, config] : configs_) {
-    if (std::count(pattern_.begin(), pattern_.end(), label)) v.Section("mixer." + label, *config);
+    if (std::count(labels_.begin(), labels_.end(), label)) v.Section("mixer." + label, *config);
   }
 }
 
@@ -74,7 +94,7 @@ Model::Model(const ModelConfig& config, const MixerConfigs& mixers) : config_(co
   embedding_ = params_.Add("embedding", {config.vocab, D}, weights, false);
   for (int64_t i = 0; i < config.layers; ++i) {
     Layer layer;
-    layer.label = config.pattern[static_cast<size_t>(i) % config.pattern.size()];
+    layer.label = config.LabelOf(i);
     const MixerConfig& mixer = mixers.at(layer.label);
     const std::string path = Cat("blocks.", i, ".");
     layer.post_norm = mixer.norm == "post";

@@ -6,9 +6,10 @@
 //   section 3.2) mlp(x) = W_down (silu(W_gate x) * W_up x)                   (SwiGLU,
 //   arXiv:2002.05202)
 //
-// The layer pattern is a list of mixer labels, repeated over `layers`. A label is a mixer's name,
-// or that name, a dash and a word: "attention-local" is an attention with settings of its own under
-// mixer.attention-local, which start from those of mixer.attention.
+// The layer pattern is a list of mixer labels, repeated over `layers`; `middle` and `last` put
+// another label in some of their places. A label is a mixer's name, or that name, a dash and a
+// word: "attention-local" is an attention with settings of its own under mixer.attention-local,
+// which start from those of mixer.attention.
 
 #include <map>
 #include <memory>
@@ -25,6 +26,7 @@ namespace weft {
 struct ModelConfig {
   int64_t d_model = 256, layers = 4, d_ff = 0, vocab = 0;
   std::vector<std::string> pattern = {"attention"};
+  std::string middle, last;
   bool tied = false;
   double norm_eps = 1e-6, init_std = 0.02;
   // What the backward computes again instead of keeping it: the hidden layers of the MLPs, which it
@@ -34,22 +36,25 @@ struct ModelConfig {
 
   void Visit(ConfigVisitor& v);
   int64_t FeedForward() const { return d_ff ? d_ff : 4 * d_model; }
+  const std::string& LabelOf(int64_t layer) const;
+  // The pattern's labels, and those of middle and last.
+  std::vector<std::string> Labels() const;
 };
 
 // The settings of every mixer label that may occur, each a "mixer.<label>." section.
 class MixerConfigs {
  public:
-  // All mixers by name, and the dashed labels of `pattern`. Unknown mixer or empty pattern: Error.
-  explicit MixerConfigs(const std::vector<std::string>& pattern);
+  // All mixers by name, and the dashed ones of a model's labels. Unknown mixer or no label: Error.
+  explicit MixerConfigs(const std::vector<std::string>& labels);
   void Visit(ConfigVisitor& v);
-  // The labels of the pattern only: what a run depends on.
+  // The model's labels only: what a run depends on.
   void VisitUsed(ConfigVisitor& v);
   // Settings of "mixer.attention." repeated for "mixer.attention-local.", ahead of its own.
   Settings Inherit(const Settings& settings) const;
   const MixerConfig& at(const std::string& label) const { return *configs_.at(label); }
 
  private:
-  std::vector<std::string> pattern_;
+  std::vector<std::string> labels_;
   std::map<std::string, std::unique_ptr<MixerConfig>> configs_;
 };
 
@@ -98,6 +103,10 @@ class Model {
   // Forward FLOPs per token and decode state, from the mixers' stated costs. The embedding is a
   // lookup: 0 FLOPs.
   MixerCost Cost(int64_t T) const;
+  // The mixer's share of a block.
+  MixerCost CostOfMixer(int64_t layer, int64_t T) const {
+    return layers_[static_cast<size_t>(layer)].mixer->Cost(T);
+  }
 
  private:
   struct Layer {

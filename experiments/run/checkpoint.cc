@@ -183,10 +183,11 @@ std::string LoadState(const Checkpoint& checkpoint) {
   return ReadState(checkpoint).at("state").dump();
 }
 
-void PruneCheckpoints(const std::string& run_directory, int64_t keep) {
+void PruneCheckpoints(const std::string& run_directory, int64_t keep, int64_t needed) {
   Check(keep >= 1, "cannot keep ", keep, " checkpoints, expected 1 or more");
   const std::vector<Checkpoint> all = ListCheckpoints(run_directory);
   for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i) {
+    if (all[i].step == needed) continue;
     // Renamed first: a kill in between must not leave half a checkpoint under its name.
     const std::string temporary = TemporaryName(all[i].path);
     RemoveDirectory(temporary);

@@ -37,7 +37,7 @@ std::string LoadCheckpoint(const Checkpoint& checkpoint, std::span<const TensorT
 // The state alone.
 std::string LoadState(const Checkpoint& checkpoint);
 
-// Removes all but the newest `keep` >= 1 checkpoints.
-void PruneCheckpoints(const std::string& run_directory, int64_t keep);
+// Removes all but the newest `keep` >= 1 checkpoints and that of step `needed`.
+void PruneCheckpoints(const std::string& run_directory, int64_t keep, int64_t needed = -1);
 
 }  // namespace weft

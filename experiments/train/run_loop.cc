@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -109,6 +110,46 @@ std::vector<NamedTensor> Named(const std::vector<TensorTarget>& targets) {
   return named;
 }
 
+// Parameters, moments and position in the data are those of the checkpoint; its state is returned.
+Json Restore(const Checkpoint& checkpoint, const RunDirectory& run, Trainer& trainer) {
+  TrainTensors tensors(trainer, TrainTensors::Fill::kLeave);
+  const Json state = Json::parse(LoadCheckpoint(checkpoint, tensors.model, tensors.optimizer));
+  tensors.Store();
+  try {
+    const auto check = [&](const char* key, const std::string& found, const std::string& what) {
+      const auto expected = state.at(key).get<std::string>();
+      if (found == expected) return;
+      Fail(ExitCode::kData, checkpoint.path, ": ", what,
+           " has changed since this checkpoint: checksum ", found, ", expected ", expected,
+           "; restore it or start a new run");
+    };
+    check("settings", SettingsFingerprint(run), ResolvedToml(run.path()));
+    check("data", trainer.DataFingerprint(), "the text in data.path");
+    trainer.set_progress({state.at("step"), state.at("rows"), state.at("labels"), state.at("stage"),
+                          state.at("stage_steps")});
+    state.at("journal_bytes").get<int64_t>(), state.at("seconds").get<double>();
+    return state;
+  } catch (const Json::exception& error) {
+    Fail(ExitCode::kData, checkpoint.path, "/state.json: ", error.what(),
+         "; it was made by another version, start a new run");
+  }
+}
+
+// Takes `steps` steps back; the count of steps goes on.
+void Rewind(const RunDirectory& run, Trainer& trainer, int64_t steps) {
+  const int64_t now = trainer.progress().step;
+  for (const Checkpoint& checkpoint : ListCheckpoints(run.path())) {
+    if (checkpoint.step != now - steps) continue;
+    Restore(checkpoint, run, trainer);
+    Trainer::Progress progress = trainer.progress();
+    progress.step = now;
+    return trainer.set_progress(progress);
+  }
+  Fail(ExitCode::kData, run.path(), ": the checkpoint of step ", now - steps,
+       " is missing, from which step ", now,
+       " goes on; resume from an older one or start a new run");
+}
+
 }  // namespace
 
 StopSignals::StopSignals() {
@@ -139,27 +180,9 @@ double RestoreCheckpoint(RunDirectory& run, Trainer& trainer) {
     run.journal().TruncateTo(0);
     return 0;
   }
-  TrainTensors tensors(trainer, TrainTensors::Fill::kLeave);
-  const Json state = Json::parse(LoadCheckpoint(*latest, tensors.model, tensors.optimizer));
-  tensors.Store();
-  try {
-    const auto check = [&](const char* key, const std::string& found, const std::string& what) {
-      const auto expected = state.at(key).get<std::string>();
-      if (found == expected) return;
-      Fail(ExitCode::kData, latest->path, ": ", what,
-           " has changed since this checkpoint: checksum ", found, ", expected ", expected,
-           "; restore it or start a new run");
-    };
-    check("settings", SettingsFingerprint(run), ResolvedToml(run.path()));
-    check("data", trainer.DataFingerprint(), "the text in data.path");
-    trainer.set_progress({state.at("step"), state.at("rows"), state.at("labels"), state.at("stage"),
-                          state.at("stage_steps")});
-    run.journal().TruncateTo(state.at("journal_bytes"));
-    return state.at("seconds");
-  } catch (const Json::exception& error) {
-    Fail(ExitCode::kData, latest->path, "/state.json: ", error.what(),
-         "; it was made by another version, start a new run");
-  }
+  const Json state = Restore(*latest, run, trainer);
+  run.journal().TruncateTo(state.at("journal_bytes"));
+  return state.at("seconds");
 }
 
 int64_t LoadNewestModel(const std::string& run_directory, Trainer& trainer) {
@@ -189,22 +212,24 @@ void DeclareStreams(Journal& journal, const Experiment& e) {
                    {"accuracy", "1", kNumber},
                    {"nll", "nat/label", kNumber},
                    {"labels", "label", kInteger},
-                   {"chance", "1", kNumber}});
+                   {"chance", "1", kNumber},
+                   {"decayed", "1", kInteger}});
 }
 
 double ChanceOf(const Experiment& e, const Trainer::Evaluation& evaluation) {
   return e.task ? e.task->Make()->Chance(evaluation.difficulty) : std::nan("");
 }
 
-void AppendEvaluation(Journal& journal, const Trainer::Evaluation& v, double chance, int64_t step,
-                      int64_t tokens) {
-  journal.Append("eval/" + v.name, {{"step", step},
-                                    {"tokens", tokens},
+void AppendEvaluation(Journal& journal, const Trainer::Evaluation& v, double chance,
+                      const Moment& moment) {
+  journal.Append("eval/" + v.name, {{"step", moment.step},
+                                    {"tokens", moment.tokens},
                                     {"difficulty", v.difficulty},
                                     {"accuracy", v.score.accuracy},
                                     {"nll", v.score.nll},
                                     {"labels", v.score.labels},
-                                    {"chance", chance}});
+                                    {"chance", chance},
+                                    {"decayed", int64_t{moment.decayed}}});
 }
 
 std::string EvaluationTable(const Experiment& e,
@@ -241,6 +266,15 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
     heartbeat = Clock::now();
   };
   const std::string settings = SettingsFingerprint(run);
+  const std::vector<Decay> decays = DecaysOf(e.optim);
+  const auto begins_decay = [&](int64_t step) {
+    return std::any_of(decays.begin(), decays.end(),
+                       [&](const Decay& d) { return d.begin == step; });
+  };
+  const auto ends_decay = [&](int64_t step) {
+    return step == e.train.steps ||
+           std::any_of(decays.begin(), decays.end(), [&](const Decay& d) { return d.end == step; });
+  };
   const auto checkpoint = [&] {
     const TrainTensors tensors(trainer, TrainTensors::Fill::kCopy);
     CheckFinite(tensors.model, trainer.progress().step);
@@ -258,17 +292,21 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
                         {"seconds", seconds_before + Seconds(start)}};
     SaveCheckpoint(run.path(), p.step, Named(tensors.model), Named(tensors.optimizer),
                    state.dump());
-    PruneCheckpoints(run.path(), e.train.keep);
+    const auto decay = std::find_if(decays.begin(), decays.end(), [&](const Decay& d) {
+      return d.begin <= p.step && p.step <= d.end;
+    });
+    PruneCheckpoints(run.path(), e.train.keep,
+                     e.optim.rewind && decay != decays.end() ? decay->begin : p.step);
     run.WriteRunH5();
     snapshot = Clock::now();
   };
   std::vector<Trainer::Evaluation> evaluations;
   const auto evaluate = [&] {
     evaluations = trainer.Evaluate();
-    for (const auto& v : evaluations) {
-      AppendEvaluation(run.journal(), v, ChanceOf(e, v), trainer.progress().step,
-                       trainer.progress().step * e.train.batch * e.train.length);
-    }
+    const int64_t step = trainer.progress().step;
+    for (const auto& v : evaluations)
+      AppendEvaluation(run.journal(), v, ChanceOf(e, v),
+                       {step, e.TokensAfter(step), ends_decay(step)});
   };
   const auto show = [&](const Trainer::StepResult& r, bool line) {
     const double rate = static_cast<double>(r.step - first_step) * tokens_per_step / Seconds(start);
@@ -296,7 +334,7 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
     const auto record = [&](const Trainer::StepResult& r) {
       run.journal().Append("train",
                            {{"step", r.step},
-                            {"tokens", r.step * e.train.batch * e.train.length},
+                            {"tokens", e.TokensAfter(r.step)},
                             {"labels", r.labels},
                             {"loss", r.loss},
                             {"grad_norm", r.grad_norm},
@@ -310,13 +348,15 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
       if (Seconds(heartbeat) > kHeartbeatSeconds) status(RunState::kRunning, ExitCode::kOk, "");
     };
     while (trainer.progress().step < e.train.steps) {
+      if (const int64_t steps = TakenBackAt(e.optim, trainer.progress().step))
+        Rewind(run, trainer, steps);
       trainer.Start();
       const int64_t step = trainer.progress().step;
       const int signal = stop_signal;
       const bool last = step == e.train.steps;
-      const bool evaluates = last || (e.eval.every > 0 && step % e.eval.every == 0);
-      const bool saves =
-          last || signal || (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0);
+      const bool evaluates = ends_decay(step) || (e.eval.every > 0 && step % e.eval.every == 0);
+      const bool saves = ends_decay(step) || (e.optim.rewind && begins_decay(step)) || signal ||
+                         (e.train.checkpoint_every > 0 && step % e.train.checkpoint_every == 0);
       const bool snapshots = Seconds(snapshot) > kSnapshotSeconds;
       // What looks at the state after this step waits until no step is under way.
       const bool drain = evaluates || saves || snapshots;

@@ -26,9 +26,14 @@ double RestoreCheckpoint(RunDirectory& run, Trainer& trainer);
 // step.
 int64_t LoadNewestModel(const std::string& run_directory, Trainer& trainer);
 
+// Where in a run an evaluation was made.
+struct Moment {
+  int64_t step, tokens;
+  bool decayed;  // at the end of the run or of a period of its schedule
+};
 // One row of a run's "eval/<name>" stream.
 void AppendEvaluation(Journal& journal, const Trainer::Evaluation& evaluation, double chance,
-                      int64_t step, int64_t tokens);
+                      const Moment& moment);
 void DeclareStreams(Journal& journal, const Experiment& experiment);
 
 // Notes SIGINT, SIGTERM and SIGUSR1 as long as it lives, so that TrainToEnd stops after the step in

@@ -1,13 +1,9 @@
 // weft train CONFIG [--KEY=VALUE ...] [--out DIR] | weft train --resume RUN
 
-#include <fmt/core.h>
-
-#include <nlohmann/json.hpp>
-
 #include "experiments/run/environment.h"
 #include "experiments/run/program.h"
+#include "experiments/train/dry_run.h"
 #include "experiments/train/run_loop.h"
-#include "kernels/matmul/matmul.h"
 
 namespace {
 
@@ -17,69 +13,9 @@ std::string KeyHelp() {
   return "\nConfig keys (--KEY=VALUE):\n" + HelpText(Experiment::Defaults()->AllFields());
 }
 
-// FLOP/s of one thread's matrix product, for estimates before anything has run.
-double MeasureMatmul() {
-  constexpr int64_t n = 256;
-  std::vector<float> x(n * n, 1), w(n * n, 1), y(n * n);
-  const auto view = [](std::vector<float>& v) { return TensorView(v.data(), DType::kF32, {n, n}); };
-  CpuStream stream(1);
-  const auto once = [&] { Run(stream, MatmulFwd{.x = view(x), .w = view(w), .y = view(y)}); };
-  once();
-  double fastest = 1e9;  // of several, so that other processes disturb little
-  for (int trial = 0; trial < 10; ++trial) {
-    const auto start = std::chrono::steady_clock::now();
-    once();
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    fastest = std::min(fastest, seconds.count());
-  }
-  return 2.0 * n * n * n / fastest;
-}
-
-// A step reaches a third (width 64) to two thirds (width 256) of the matrix product's rate.
-constexpr double kEfficiency = 0.4;
-// What a training step sustains on a Hopper GPU in bf16, for an estimate.
-constexpr double kGpuFlops = 3e14;
-
-int DryRun(Experiment& e, const Device& device, const std::string& out, bool json) {
-  const RunPlan plan = PlanRun(e, device);
-  const std::string id = HashOf(e.Fields()), directory = out + "/" + e.study + "/" + id;
-  const double flops = plan.training_flops_per_token * static_cast<double>(plan.tokens);
-  const int threads = CpuStream(static_cast<int>(e.threads)).threads();
-  const double rate = device.cuda ? kGpuFlops : MeasureMatmul() * kEfficiency * threads;
-  const double seconds = flops / rate;
-  if (json) {
-    const nlohmann::ordered_json object = {
-        {"run_id", id},
-        {"study", e.study},
-        {"run_dir", directory},
-        {"parameters",
-         {{"total", plan.parameters.total},
-          {"embedding", plan.parameters.embedding},
-          {"head", plan.parameters.head},
-          {"body", plan.parameters.body}}},
-        {"flops_per_token", plan.flops_per_token},
-        {"training_flops_per_token", plan.training_flops_per_token},
-        {"tokens", plan.tokens},
-        {"steps", e.train.steps},
-        {"memory_bytes", plan.memory_bytes},
-        {"state_bytes", plan.state_bytes},
-        {"seconds", seconds}};
-    fmt::print("{}\n", object.dump());
-    return 0;
-  }
-  fmt::print(
-      "run          {}\nparameters   {} ({} without embedding and head)\nFLOPs/token  {:.4g} "
-      "forward, {:.4g} in training\n"
-      "tokens       {} in {} steps\nmemory       {} MiB\ntime         about {:.0f} s on {}\n",
-      directory, plan.parameters.total, plan.parameters.body, plan.flops_per_token,
-      plan.training_flops_per_token, plan.tokens, e.train.steps, plan.memory_bytes >> 20, seconds,
-      device.cuda ? device.name : fmt::format("{} threads", threads));
-  return 0;
-}
-
 int Main(CLI::App& app, int argc, char** argv) {
   std::string config, out = "runs", resume;
-  bool dry_run = false, json = false;
+  bool dry_run = false, json = false, cells = false;
   app.add_option("CONFIG", config, "experiment, a TOML file");
   auto* out_option = app.add_option("--out", out, "where runs are collected: OUT/<study>/<run-id>")
                          ->capture_default_str();
@@ -87,11 +23,19 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->excludes(out_option);
   auto* dry_run_flag =
       app.add_flag("--dry-run", dry_run, "print what would run, and write nothing");
-  app.add_flag("--json", json, "with --dry-run: machine-readable output")->needs(dry_run_flag);
+  auto* json_flag =
+      app.add_flag("--json", json, "with --dry-run: machine-readable output")->needs(dry_run_flag);
+  app.add_flag("--cells", cells,
+               "with --json: what would run for each line of stdin, "
+               "{\"set\": [\"KEY=VALUE\", ...]}, one line each")
+      ->needs(json_flag);
   const auto overrides = ParseCommandLine(app, argc, argv);
   if (config.empty() == resume.empty())
     Fail(ExitCode::kUsage, "give either a CONFIG or --resume RUN; see --help");
-
+  if (cells) {
+    PlanCells(config, overrides, out, std::cin);
+    return 0;
+  }
   std::unique_ptr<Experiment> e;
   if (resume.empty()) {
     e = Experiment::Load(config, overrides);
@@ -108,8 +52,11 @@ int Main(CLI::App& app, int argc, char** argv) {
       return 0;
     }
   }
+  if (dry_run) {
+    json ? PrintPlanJson(*e, out) : PrintPlan(*e, out);
+    return 0;
+  }
   const Device device = ChooseDevice(*e);
-  if (dry_run) return DryRun(*e, device, out, json);
   const std::unique_ptr<Stream> stream = OpenStream(device, e->threads);
 
   const StopSignals signals;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <string_view>
 
 #include "experiments/run/environment.h"
 #include "experiments/run/files.h"
@@ -115,14 +117,49 @@ PassCost PlanPass(const Model& model, Evaluator::Shape shape, DType dtype, bool 
   return {activations.peak(), std::get<PlanStream>(stream).flops};
 }
 
+// Fills block_parameters and parts.
+void CountParts(const Model& model, int64_t T, RunPlan& plan) {
+  const ModelConfig& config = model.config();
+  RunPlan::Part mlp{"mlp", config.layers, 0, {0, 0}},
+      norms{"norms", 2 * config.layers + 1, 0, {0, 0}};
+  mlp.cost.flops_per_token =
+      6.0 * static_cast<double>(config.layers * config.d_model * config.FeedForward());
+  std::map<std::string, RunPlan::Part> mixers;
+  for (int64_t i = 0; i < config.layers; ++i) {
+    RunPlan::Part& part = mixers[config.LabelOf(i)];
+    part.name = config.LabelOf(i);
+    ++part.count;
+    const MixerCost cost = model.CostOfMixer(i, T);
+    part.cost.flops_per_token += cost.flops_per_token;
+    part.cost.state_bytes += cost.state_bytes;
+  }
+  plan.block_parameters.assign(static_cast<size_t>(config.layers), 0);
+  constexpr std::string_view kBlocks = "blocks.";
+  for (const Param& p : model.params().params()) {
+    if (p.path == "norm") norms.parameters += p.size();
+    if (!p.path.starts_with(kBlocks)) continue;
+    const size_t dot = p.path.find('.', kBlocks.size());
+    const int64_t i = std::stoll(p.path.substr(kBlocks.size(), dot - kBlocks.size()));
+    const std::string_view inside = std::string_view(p.path).substr(dot + 1);
+    plan.block_parameters[static_cast<size_t>(i)] += p.size();
+    RunPlan::Part& part = inside.starts_with("mixer.") ? mixers.at(config.LabelOf(i))
+                          : inside.starts_with("mlp.") ? mlp
+                                                       : norms;
+    part.parameters += p.size();
+  }
+  for (auto& [label, part] : mixers) plan.parts.push_back(part);
+  plan.parts.insert(plan.parts.end(), {mlp, norms});
+}
+
 }  // namespace
 
+Model ModelOf(const Experiment& e) { return Model(ModelFor(e, VocabOf(e)), *e.mixers); }
+
 RunPlan PlanRun(const Experiment& e, const Device& device, bool training, int64_t accumulate) {
-  Model model(ModelFor(e, VocabOf(e)), *e.mixers);
+  Model model = ModelOf(e);
   RunPlan plan;
   plan.parameters = model.Count();
-  for (int64_t i = 0; i < e.model.layers; ++i)
-    plan.block_parameters.push_back(model.params().Count(Cat("blocks.", i, ".")));
+  CountParts(model, e.train.length, plan);
   const MixerCost cost = model.Cost(e.train.length);
   plan.flops_per_token = cost.flops_per_token;
   plan.state_bytes = cost.state_bytes;
@@ -303,7 +340,7 @@ void Trainer::Begin(bool op_by_op) {
   now.result.labels = slot.batch->CountLabels(e_.train.batch);
   Check(now.result.labels > 0, "a batch of ", e_.train.batch, " rows of ", e_.train.length,
         " tokens has no label");
-  const double t = static_cast<double>(now.result.step);
+  const double t = static_cast<double>(UpdatesBefore(e_.optim, progress_.step) + 1);
   float* schedule = slot.batch->schedule().Data<float>();
   schedule[0] = static_cast<float>(now.result.lr);
   schedule[1] = static_cast<float>(1 - std::pow(e_.optim.beta1, t));

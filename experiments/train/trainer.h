@@ -21,6 +21,13 @@ namespace weft {
 struct RunPlan {
   Model::Counts parameters;
   std::vector<int64_t> block_parameters;
+  // What the body is made of: the mixers of each label, the MLPs, the norms.
+  struct Part {
+    std::string name;
+    int64_t count = 0, parameters = 0;
+    MixerCost cost = {0, 0};
+  };
+  std::vector<Part> parts;
   double flops_per_token = 0;           // forward, from the mixers' stated costs
   double training_flops_per_token = 0;  // forward and backward, counted from the ops of one step
   int64_t state_bytes = 0;              // decode state of one sequence of train.length tokens
@@ -31,6 +38,9 @@ struct RunPlan {
 // Without training: what an evaluation alone needs. `accumulate` in place of train.accumulate.
 RunPlan PlanRun(const Experiment& experiment, const Device& device, bool training = true,
                 int64_t accumulate = 0);
+
+// The model of an experiment, without memory behind it.
+Model ModelOf(const Experiment& experiment);
 
 class Trainer {
  public:

@@ -10,10 +10,12 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
@@ -76,7 +78,8 @@ int Train(FakeConfig& config, RunDirectory run) {
                                           {"accuracy", "1"},
                                           {"nll", "nat/label"},
                                           {"labels", "label", ColumnType::kInteger},
-                                          {"chance", "1"}});
+                                          {"chance", "1"},
+                                          {"decayed", "1", ColumnType::kInteger}});
   int64_t step = journal.tables().empty() ? 0 : journal.tables().front().rows();
   const auto status = [&](RunState state, int64_t code, const std::string& message = "") {
     run.SetStatus({state, code, step, config.steps, message});
@@ -112,15 +115,57 @@ int Train(FakeConfig& config, RunDirectory run) {
                     {"accuracy", 1.0 / static_cast<double>(difficulty + config.seed)},
                     {"nll", 0.5},
                     {"labels", 64},
-                    {"chance", 0.1}});
+                    {"chance", 0.1},
+                    {"decayed", 1}});
   }
   status(RunState::kDone, 0);
   return 0;
 }
 
+Json FakePlan(Settings settings, const Json& cell) {
+  try {
+    for (const std::string o : cell.at("set"))
+      settings.push_back(ParseOverride(o, "--" + o.substr(0, o.find('='))));
+    Json match;
+    if (cell.contains("match")) {
+      // The law is the trainer's; here it is three times as much, and only one key will do.
+      match = cell["match"];
+      if (match["by"] != "model.d_model")
+        Fail(ExitCode::kUsage, "--match: no value of ", match["by"].get<std::string>(), " will do");
+      settings.push_back({"model.d_model", int64_t{48}, "match"});
+      match.update(
+          {{"value", 48}, {"reference", 1600}, {"matched", 1604}, {"residual_percent", 0.25}});
+    }
+    FakeConfig config;
+    auto fields = config.Fields(true);
+    Apply(settings, fields);
+    Json plan = {{"run_id", HashOf(config.Fields(false))},
+                 {"parameters",
+                  {{"total", config.d_model * 100},
+                   {"embedding", 10},
+                   {"head", 10},
+                   {"body", config.d_model * 100 - 20}}},
+                 {"flops_per_token", 1e6},
+                 {"training_flops_per_token", 3e6},
+                 {"tokens", config.steps * 100},
+                 {"steps", config.steps},
+                 {"batch_tokens", 100},
+                 {"lr", config.lr},
+                 {"warmup_steps", 0},
+                 {"decayed_tokens", Json::array()},
+                 {"memory_bytes", 1 << 20},
+                 {"state_bytes", 64},
+                 {"seconds", 2.0}};
+    if (!match.is_null()) plan["match"] = match;
+    return plan;
+  } catch (const Error& error) {
+    return {{"exit_code", static_cast<int>(error.code())}, {"error", error.what()}};
+  }
+}
+
 int FakeTrainer(int argc, char** argv) {
   std::string file, out = "runs", resume;
-  bool dry_run = false;
+  bool cells = false;
   std::vector<std::string> overrides;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -130,36 +175,25 @@ int FakeTrainer(int argc, char** argv) {
       resume = argv[++i];
     } else if (argument == "--set") {
       overrides.push_back(argv[++i]);
-    } else if (argument == "--dry-run") {
-      dry_run = true;
-    } else if (argument != "--json") {
+    } else if (argument == "--cells") {
+      cells = true;
+    } else if (argument != "--json" && argument != "--dry-run") {
       file = argument;
     }
   }
   try {
     Settings settings = ReadTomlFile(resume.empty() ? file : resume + "/resolved.toml");
+    if (cells) {
+      for (std::string line; std::getline(std::cin, line);)
+        std::cout << FakePlan(settings, Json::parse(line)) << "\n";
+      return 0;
+    }
     for (const auto& o : overrides)
       settings.push_back(ParseOverride(o, "--" + o.substr(0, o.find('='))));
     FakeConfig config;
     auto fields = config.Fields(true);
     const auto origins = Apply(settings, fields);
     const auto identity = config.Fields(false);
-    if (dry_run) {
-      std::cout << Json{{"run_id", HashOf(identity)},
-                        {"parameters",
-                         {{"total", config.d_model * 100},
-                          {"embedding", 10},
-                          {"head", 10},
-                          {"body", config.d_model * 100 - 20}}},
-                        {"flops_per_token", 1e6},
-                        {"training_flops_per_token", 3e6},
-                        {"tokens", config.steps * 100},
-                        {"steps", config.steps},
-                        {"memory_bytes", 1 << 20},
-                        {"state_bytes", 64},
-                        {"seconds", 2.0}};
-      return 0;
-    }
     if (!resume.empty()) return Train(config, RunDirectory::Open(resume));
     RunDirectory run =
         RunDirectory::Create({out, config.study, identity, origins, ReadFile(file), {}});
@@ -338,10 +372,50 @@ TEST_F(SweepTest, RefusesAnUnknownTopLevelKey) {
   ExpectRefused(std::string("questoin = \"x\"\n") + kHead + kVariants,
                 {"s.toml:1", "questoin", "\"question\""});
 }
-TEST_F(SweepTest, RefusesMatch) {
-  ExpectRefused(std::string(kHead) + "match = { quantity = \"parameters\" }\n" + kVariants,
-                {"s.toml:3", "match is not available yet"});
+// A table of the file, and what one line of it must be refused with.
+TEST_F(SweepTest, RefusesAMatchThatDoesNotFit) {
+  const auto expect = [&](const std::string& match, const std::vector<std::string>& parts) {
+    ExpectRefused(std::string(kHead) + "match = { " + match + " }\n" + kVariants, parts);
+  };
+  expect("quantity = \"parameters\"", {"s.toml:3", "match.to is missing"});
+  expect("quantity = \"flops\", to = \"rnn\"", {"s.toml:3", "match.by is missing"});
+  const std::string whole = "quantity = \"flops\", to = \"rnn\", by = \"model.d_model\"";
+  expect("quantity = \"flops\", to = \"rmn\", by = \"model.d_model\"",
+         {"s.toml:3", "\"rmn\"", "did you mean \"rnn\"?"});
+  expect(whole + ", variant = [\"attention\"]", {"match.variant", "\"match.variants\"?"});
+  expect(whole + ", variants = [\"rnn\"]", {"match.variants holds match.to"});
+  expect(whole + ", variants = 3", {"expected a list of variants"});
+  expect(whole + ", multiple = 0", {"match.multiple is 0, expected a positive number"});
+  expect(whole + ", tolerance = \"much\"", {"match.tolerance", "expected a positive number"});
+  ExpectRefused(std::string(kHead) + "match = { " + whole + " }\n" + kVariants +
+                    "[axes]\nmodel.d_model = [8]\n",
+                {"s.toml:3", "match.by = \"model.d_model\" is also set at", "s.toml:8: axes"});
+  expect("quantity = \"flops\", to = \"rnn\", by = \"train.steps\"",
+         {"s.toml:3: match: cell attention: no value of train.steps"});
 }
+
+TEST_F(SweepTest, MatchedCellsRunWithTheValueThatWasSolved) {
+  Write("s.toml",
+        std::string(kHead) +
+            "match = { quantity = \"parameters\", to = \"rnn\", by = \"model.d_model\" }\n" +
+            kVariants + "[cases]\nr = { train.steps = 3 }\n[axes]\nseed = [0, 1]\n");
+  const Sweep sweep = ReadSweep(root_ + "/s.toml");
+  EXPECT_TRUE(sweep.cells[0].reference.empty());
+  ASSERT_EQ(sweep.cells[3].reference.size(), 3u);
+  EXPECT_EQ(ToToml(sweep.cells[3].reference[0].value), "[\"gated_delta\"]");
+  EXPECT_EQ(sweep.cells[3].reference[2].path, "seed");
+  const Output plan = Call("plan s.toml");
+  for (const char* part : {"matched by", "residual", "model.d_model=48", "+0.250 %"})
+    EXPECT_NE(plan.out.find(part), std::string::npos) << part << " in:\n" << plan.out;
+  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  const H5Table cells = ReadTable(root_ + "/runs/s/sweep.h5", "/cells");
+  EXPECT_EQ(cells.Numbers("matched_value"), (std::vector<double>{0, 0, 48, 48}));
+  EXPECT_EQ(cells.Numbers("residual_percent")[3], 0.25);
+  EXPECT_TRUE(std::isnan(cells.Numbers("residual_percent")[0]));
+  const std::string id = Status()["cells"][3]["run_id"];
+  EXPECT_NE(Read("runs/s/" + id + "/resolved.toml").find("d_model = 48"), std::string::npos);
+}
+
 TEST_F(SweepTest, RefusesASweepWithoutVariants) {
   ExpectRefused(kHead, {"s.toml", "no variants", "[variants]"});
   ExpectRefused(std::string(kHead) + "[variants]\n", {"no variants"});
@@ -541,9 +615,21 @@ TEST_F(SweepTest, AFailedCellStopsNoOtherAndIsTriedAgain) {
   EXPECT_EQ(status["counts"]["failed"], 2);
   EXPECT_EQ(status["cells"][1]["exit_code"], 1);
   EXPECT_EQ(status["cells"][2]["exit_code"], 137);
-  EXPECT_EQ(std::get<std::vector<std::string>>(
-                ReadTable(root_ + "/runs/s/sweep.h5", "/cells").Column("state").values)[1],
+  const std::string path = root_ + "/runs/s/sweep.h5";
+  EXPECT_EQ(std::get<std::vector<std::string>>(ReadTable(path, "/cells").Column("state").values)[1],
             "failed");
+  // Named, excluded, counted.
+  EXPECT_NE(output.err.find("2 of 4 cells are left out:\n  bad: failed, the fault that was asked"),
+            std::string::npos)
+      << output.err;
+  EXPECT_EQ(ReadTable(path, "/eval").rows(), 4);
+  EXPECT_EQ(ReadTable(path, "/train").rows(), 8);
+  std::map<std::string, Setting::Value> attributes;
+  for (const auto& [name, value] : ReadAttributes(path, "/")) attributes[name] = value;
+  EXPECT_EQ(std::get<int64_t>(attributes["cells_done"]), 2);
+  EXPECT_EQ(std::get<int64_t>(attributes["cells_left_out"]), 2);
+  EXPECT_EQ(Call("collect s.toml --unfinished").exit_code, 0);
+  EXPECT_EQ(ReadTable(path, "/train").rows(), 8 + 2 + 1);
 
   // Both faults strike at a step that lies behind the resumed runs.
   EXPECT_EQ(Call("resume s.toml").exit_code, 0);

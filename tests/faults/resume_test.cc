@@ -18,6 +18,7 @@
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
 #include "experiments/train/run_loop.h"
+#include "tests/errors.h"
 #include "tests/runs.h"
 
 namespace weft {
@@ -153,6 +154,64 @@ TEST_F(Resume, TextAcrossEpochs) {
   const auto e = Make(kText);
   const Text text(e->data);
   EXPECT_LT(TextSource(text, Split::kTrain, 0, 64, true).windows(), 12 * 16);
+}
+
+const std::vector<std::string> kPeriods = {"optim.schedule=wsds",    "optim.periods=6,12,24",
+                                           "optim.decay_share=0.25", "optim.rewind=true",
+                                           "train.steps=28",         "eval.every=0"};
+
+TEST_F(Resume, PeriodsWithRewinding) {
+  ExpectInterruptionsDoNotMatter(kText, kPeriods);
+}
+
+TEST_F(Resume, PeriodsWithoutRewinding) {
+  std::vector<std::string> settings = kPeriods;
+  settings[3] = "optim.rewind=false", settings[4] = "train.steps=24";
+  ExpectInterruptionsDoNotMatter(kText, settings);
+}
+
+// One run yields, to the bit, what a run of the length of each period yields.
+TEST_F(Resume, APeriodIsARunOfItsOwn) {
+  for (const std::string& toml : {kText, kStages}) {
+    const std::string table = toml == kText ? "/eval/text" : "/eval/state_based_recall";
+    const std::string whole = Train(toml, "whole", false, kPeriods);
+    const H5Table all = ReadTable(whole + "/run.h5", table);
+    const std::vector<std::pair<int, const char*>> runs = {{6, "optim.decay_share=0.34"},
+                                                           {12, "optim.decay_share=0.17"},
+                                                           {24, "optim.decay_share=0.125"}};
+    size_t row = 0;
+    for (const auto& [steps, share] : runs) {
+      const std::string alone =
+          Train(toml, Cat("alone", steps), false,
+                {"optim.schedule=wsd", Cat("train.steps=", steps), share, "eval.every=0"});
+      const H5Table own = ReadTable(alone + "/run.h5", table);
+      for (size_t r = 0; r < static_cast<size_t>(own.rows()); ++r, ++row) {
+        EXPECT_EQ(all.Numbers("decayed")[row], 1);
+        for (const char* column : {"tokens", "nll", "accuracy", "difficulty"})
+          EXPECT_EQ(all.Numbers(column)[row], own.Numbers(column)[r]) << column << " of " << steps;
+      }
+      if (steps == 24) {
+        EXPECT_EQ(Slurp(FindLatest(whole)->path + "/model.safetensors"),
+                  Slurp(FindLatest(alone)->path + "/model.safetensors"));
+      }
+    }
+    EXPECT_EQ(row, static_cast<size_t>(all.rows()));
+    std::filesystem::remove_all(scratch_ / "whole");
+    for (const int steps : {6, 12, 24}) std::filesystem::remove_all(scratch_ / Cat("alone", steps));
+  }
+}
+
+TEST_F(Resume, AMissingCheckpointFromBeforeADecayIsNamed) {
+  std::vector<std::string> settings = kPeriods;
+  const auto e = Make(kText, settings);
+  Stream stream(std::in_place_type<CpuStream>, 1);
+  Trainer trainer(*e, Device{}, stream);
+  RunDirectory run = Directory(*e, "broken");
+  trainer.set_progress({.step = 6, .rows = 24});
+  testing::internal::CaptureStderr();
+  EXPECT_HAS(DataError([&] { TrainToEnd(*e, run, trainer, 0); }),
+             "the checkpoint of step 4 is missing");
+  testing::internal::GetCapturedStderr();
 }
 
 TEST_F(Resume, Accumulation) { ExpectInterruptionsDoNotMatter(kStages, {"train.accumulate=2"}); }
@@ -576,6 +635,33 @@ TEST(Schedule, Cosine) {
   EXPECT_DOUBLE_EQ(LearningRate(c, 60, 100), 2 * (0.1 + 0.9 / 2));
   EXPECT_NEAR(LearningRate(c, 99, 100), 0.2, 1e-3);
   EXPECT_DOUBLE_EQ(LearningRate(c, 100, 100), 0.2);
+}
+
+TEST(Schedule, DecaysOverPeriods) {
+  OptimConfig c;
+  c.lr = 2, c.schedule = "wsds", c.warmup = 4, c.final_lr = 0, c.decay_share = 0.2;
+  c.periods = {10, 20, 40};
+  const auto rate = [&](int64_t step) { return LearningRate(c, step, 0); };
+  EXPECT_DOUBLE_EQ(rate(1), 1);
+  for (const int64_t stable : {3, 8, 10, 18, 20, 36}) EXPECT_DOUBLE_EQ(rate(stable), 2);
+  for (const int64_t last_but_one : {9, 19, 38}) EXPECT_DOUBLE_EQ(rate(last_but_one), 1);
+  EXPECT_DOUBLE_EQ(rate(39), 0.5);
+  EXPECT_EQ(UpdatesBefore(c, 30), 30);
+  EXPECT_EQ(TakenBackAt(c, 10), 0);
+
+  c.rewind = true;  // 2, 2 and 4 steps of decay, of which 4 are taken back
+  for (const int64_t stable : {3, 8, 10, 20, 22, 40}) EXPECT_DOUBLE_EQ(rate(stable), 2);
+  for (const int64_t last_but_one : {9, 21, 42}) EXPECT_DOUBLE_EQ(rate(last_but_one), 1);
+  EXPECT_EQ(DecaysOf(c).back().end, 44);
+  EXPECT_EQ(TakenBackAt(c, 10), 2);
+  EXPECT_EQ(TakenBackAt(c, 22), 2);
+  EXPECT_EQ(TakenBackAt(c, 44), 0);
+  for (const auto& [step, updates] : {std::pair{9, 9}, {10, 8}, {21, 19}, {22, 18}, {43, 39}})
+    EXPECT_EQ(UpdatesBefore(c, step), updates) << step;
+
+  c.periods = {2, 3}, c.decay_share = 1;  // there is always a step before and of a decay
+  EXPECT_EQ(DecaysOf(c)[0].begin, 1);
+  EXPECT_EQ(DecaysOf(c)[1].end - DecaysOf(c)[1].begin, 1);
 }
 
 TEST(Schedule, WarmUpStableDecay) {

@@ -1,15 +1,22 @@
-// links: weft_train
-// Parameter counts of the released Olmo models (arXiv:2604.03444; OLMo-core fa6c501, num_params).
+// links: weft_train weft_sweeps
+// Counts of the released Olmo models and of their ladder (arXiv:2604.03444, Tables 1 and 22 and
+// appendix D.4; OLMo-core fa6c501, num_params and WSDSChinchillaRunConfigurator).
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <map>
+
+#include "experiments/train/match.h"
 #include "experiments/train/trainer.h"
+#include "sweeps/sweep.h"
 
 namespace weft {
 namespace {
 
 RunPlan PlanOf(const char* config) {
-  return PlanRun(*Experiment::Load(std::string(WEFT_SOURCE_DIR "/experiments/") + config, {}), Device{});
+  return PlanRun(*Experiment::Load(std::string(WEFT_SOURCE_DIR "/experiments/") + config, {}),
+                 Device{});
 }
 
 TEST(OlmoCounts, Hybrid7B) {
@@ -44,6 +51,166 @@ TEST(OlmoCounts, DecodeState) {
                     kCache = 2 * 30 * 128 * 8192;
   EXPECT_EQ(plan.state_bytes, 4 * (24 * (kState + kHistory) + 8 * kCache));
   EXPECT_NEAR(kState, 0.55e6, 0.005e6);
+}
+
+std::unique_ptr<Experiment> ExperimentOf(const Sweep& sweep, const Settings& settings) {
+  Settings all = ReadTomlFile(sweep.base);
+  all.insert(all.end(), settings.begin(), settings.end());
+  return Experiment::FromSettings(all);
+}
+
+struct Size {
+  const char* name;
+  int64_t d, h, l;
+  double batch, lr, tokens;  // as printed: thousands, 1e-3, billions at 8xC
+};
+constexpr Size kSizes[] = {
+    {"60M", 384, 8, 8, 215, 2.90, 9.2},      {"100M", 512, 8, 12, 315, 2.40, 16.3},
+    {"190M", 768, 12, 12, 478, 1.95, 30.5},  {"370M", 1024, 16, 16, 746, 1.56, 59.4},
+    {"600M", 1280, 16, 16, 968, 1.37, 87.7}, {"760M", 1536, 16, 16, 1200, 1.23, 121.3},
+    {"1B", 2048, 16, 16, 1700, 1.03, 204.7},
+};
+const Size& SizeOf(const Cell& cell) {
+  for (const Size& size : kSizes) {
+    if (cell.case_name == size.name) return size;
+  }
+  throw std::runtime_error("no such size: " + cell.case_name);
+}
+// Table 22: millions of parameters without the embedding, in the order of kSizes.
+const std::map<std::string, std::vector<int64_t>> kTable22 = {
+    {"transformer", {57, 102, 190, 371, 548, 758, 1279}},
+    {"gated_delta", {78, 140, 276, 574, 780, 1011, 1549}},
+    {"hybrid_1_1", {68, 121, 233, 472, 664, 885, 1414}},
+    {"hybrid_3_1", {73, 130, 254, 523, 722, 948, 1482}},
+    {"hybrid_7_1", {75, 133, 262, 548, 751, 980, 1516}},
+    {"hybrid_middle", {70, 127, 247, 510, 707, 932, 1465}},
+};
+
+class Ladder : public testing::Test {
+ protected:
+  const Sweep sweep_ = ReadSweep(WEFT_SOURCE_DIR "/experiments/ladder/published.toml");
+};
+
+TEST_F(Ladder, CountsAreThoseOfTable22) {
+  std::map<std::string, int> seen;
+  for (const Cell& cell : sweep_.cells) {
+    const auto e = ExperimentOf(sweep_, cell.settings);
+    const Size* size = &SizeOf(cell);
+    const Model::Counts n = ModelOf(*e).Count();
+    EXPECT_EQ(std::llround(static_cast<double>(n.body + n.head) / 1e6),
+              kTable22.at(cell.variant)[static_cast<size_t>(size - kSizes)])
+        << cell.name;
+    ++seen[cell.variant];
+
+    // N_attn and N_GDN of appendix D.4, with the norm over one head's values as in the code.
+    const int64_t d = size->d, h = size->h, k = h * 128, v = 2 * k, common = 3 * d * 4 * d + 2 * d;
+    int64_t total = 2 * 100352 * d + d;
+    for (int64_t i = 0; i < size->l; ++i) {
+      const bool attention = e->model.LabelOf(i).starts_with("attention");
+      total += common + (attention ? 4 * d * d + 2 * d
+                                   : d * (2 * k + v + 2 * h) + 2 * h + 4 * (2 * k + v) + d * v +
+                                         256 + v * d);
+    }
+    EXPECT_EQ(n.total, total) << cell.name;
+  }
+  EXPECT_EQ(seen.size(), kTable22.size());
+  for (const auto& [variant, count] : seen) EXPECT_EQ(count, 7) << variant;
+}
+
+// M_attn with s_eff = (s + 1) / 2 visible keys, and M_GDN,recurrent, of appendix D.4.
+TEST_F(Ladder, FlopsAreThoseOfAppendixD4) {
+  for (const Cell& cell : sweep_.cells) {
+    if (cell.variant == "transformer") continue;  // has sliding windows, which the formula lacks
+    const auto e = ExperimentOf(sweep_, cell.settings);
+    const double d = static_cast<double>(e->model.d_model), s = 8192, h_g = 128;
+    const double h = static_cast<double>(SizeOf(cell).h);
+    const double k = h * h_g, v = 2 * k, mlp = 3 * d * 4 * d;
+    double sum = d * 100352;
+    for (int64_t i = 0; i < e->model.layers; ++i) {
+      sum += mlp + (e->model.LabelOf(i) == "attention" ? 4 * d * d + d * (s + 1)
+                                                       : d * (2 * k + v + 2 * h) + 4 * (2 * k + v) +
+                                                             2 * d * v + 3 * h * h_g * 2 * h_g);
+    }
+    EXPECT_NEAR(QuantityOf(*e, "flops"), 2 * sum, 1e-9 * sum) << cell.name;
+  }
+}
+
+TEST_F(Ladder, BatchRateAndTokensFollowFromTheSize) {
+  for (const Cell& cell : sweep_.cells) {
+    const auto e = ExperimentOf(sweep_, cell.settings);
+    const Size* size = &SizeOf(cell);
+    const double batch = static_cast<double>(e->train.batch * e->train.length);
+    const double row = static_cast<double>(e->train.length);
+    EXPECT_NEAR(batch, size->batch * 1e3, 0.6 * row + 5e-3 * batch) << cell.name;
+    EXPECT_NEAR(e->optim.lr * 1e3, size->lr, 0.0051) << cell.name;
+    // N is the transformer's, for every architecture of the size.
+    const Cell& transformer = sweep_.cells[static_cast<size_t>(size - kSizes)];
+    const Model::Counts n = ModelOf(*ExperimentOf(sweep_, transformer.settings)).Count();
+    ASSERT_EQ(transformer.variant, "transformer");
+    EXPECT_EQ(e->ladder.parameters, n.body + n.head) << cell.name;
+    const double parameters = static_cast<double>(e->ladder.parameters);
+    ASSERT_EQ(DecaysOf(e->optim).size(), 5u);
+    double multiple = 0.5;
+    for (const Decay& decay : DecaysOf(e->optim)) {
+      EXPECT_NEAR(static_cast<double>(e->TokensAfter(decay.end)), multiple * 20 * parameters,
+                  batch / 2)
+          << cell.name;
+      // A tenth of the period.
+      EXPECT_NEAR(static_cast<double>(decay.end - decay.begin) * batch,
+                  2 * parameters * (multiple == 0.5 ? 0.5 : multiple / 2), batch);
+      multiple *= 2;
+    }
+    EXPECT_NEAR(static_cast<double>(e->TokensAfter(e->train.steps)) / 1e9, size->tokens,
+                0.05 + batch / 1e9);
+    EXPECT_NEAR(static_cast<double>(e->optim.warmup) * batch, parameters, batch / 2);
+    EXPECT_EQ(e->optim.beta2, batch >= 524288 ? 0.95 : 0.99);
+    EXPECT_DOUBLE_EQ(LearningRate(e->optim, e->train.steps - 1, e->train.steps),
+                     e->optim.lr / static_cast<double>(DecaysOf(e->optim).back().end -
+                                                       DecaysOf(e->optim).back().begin));
+  }
+}
+
+TEST_F(Ladder, GivenKeysWinOverTheRules) {
+  const std::string base = sweep_.base;
+  const auto e = Experiment::Load(base, {"optim.lr=1e-4", "train.batch=7", "ladder.multiples=1,3"});
+  EXPECT_EQ(e->optim.lr, 1e-4);
+  EXPECT_EQ(e->train.batch, 7);
+  EXPECT_EQ(e->train.batch % e->train.accumulate, 0);
+  EXPECT_EQ(e->origins().at("optim.warmup"), "ladder.parameters");
+  EXPECT_EQ(e->train.steps, std::llround(3 * 20 * 57422208.0 / (7 * 8192)));
+  const auto cosine = Experiment::Load(base, {"optim.schedule=cosine"});
+  EXPECT_EQ(cosine->train.steps, 43136);
+  // What was resolved resolves to itself.
+  const auto again = Experiment::FromToml(WriteToml(e->Fields()), "again");
+  EXPECT_EQ(HashOf(again->Fields()), HashOf(e->Fields()));
+}
+
+// The ladder for one GPU: sizes as its names say, N as the rules want it, bodies equal to half a
+// per cent.
+TEST(MiniLadder, IsMatched) {
+  const Sweep sweep = ReadSweep(WEFT_SOURCE_DIR "/experiments/ladder/mini.toml");
+  double least = 1e18, most = 0;
+  int matched = 0;
+  for (const Cell& cell : sweep.cells) {
+    const auto e = ExperimentOf(sweep, cell.settings);
+    const Model::Counts n = ModelOf(*e).Count();
+    if (cell.variant == "transformer") {
+      EXPECT_EQ(e->ladder.parameters, n.body + n.head) << cell.name;
+      EXPECT_NEAR(static_cast<double>(n.body) / 1e6, std::stod(cell.case_name),
+                  0.05 * static_cast<double>(n.body) / 1e6);
+      least = std::min(least, static_cast<double>(n.body));
+      most = std::max(most, static_cast<double>(n.body));
+    }
+    if (cell.reference.empty()) continue;
+    ++matched;
+    const Match match =
+        SolveMatch(*e, *ExperimentOf(sweep, cell.reference),
+                   {sweep.match.quantity, sweep.match.by, 0.5, sweep.match.multiple});
+    EXPECT_EQ(match.value % 8, 0);
+  }
+  EXPECT_EQ(matched, 14);
+  EXPECT_LT(least, 0.6e6);
+  EXPECT_GT(most, 28e6);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The control: mixes nothing over time, so every task that needs context must stay at chance.
 
 #include "arch/core/mixer.h"
+
 #include "arch/ops/linear.h"
 #include "kernels/qk_norm_rope/qk_norm_rope.h"
 
@@ -34,7 +35,8 @@ struct IdentityConfig : MixerConfig {
 
 MixerSpec Spec_identity() {
   return {"identity", "passes its input on; the control that must stay at chance",
-          [] { return std::unique_ptr<MixerConfig>(std::make_unique<IdentityConfig>()); }};
+          [] { return std::unique_ptr<MixerConfig>(std::make_unique<IdentityConfig>()); },
+          "0; 0; 0"};
 }
 
 }  // namespace weft
