@@ -38,6 +38,7 @@ int Main(CLI::App& app, int argc, char** argv) {
                                         {"training_flops_per_token", plan.training_flops_per_token},
                                         {"state_bytes", plan.state_bytes},
                                         {"memory_bytes", plan.memory_bytes},
+                                        {"context_bytes", plan.context_bytes},
                                         {"tokens", plan.tokens}};
     fmt::print("{}\n", out.dump(2));
     return 0;
@@ -63,6 +64,8 @@ int Main(CLI::App& app, int argc, char** argv) {
       "memory              {:>16}   bytes: parameters, gradients, moments, activations of training "
       "or evaluation\n",
       plan.memory_bytes);
+  if (plan.context_bytes > 0)
+    fmt::print("                    {:>16}   bytes of CUDA's own beside it\n", plan.context_bytes);
   fmt::print("tokens              {:>16}   of the whole run\n", plan.tokens);
   return 0;
 }

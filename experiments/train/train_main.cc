@@ -62,6 +62,7 @@ int DryRun(Experiment& e, const Device& device, const std::string& out, bool jso
         {"tokens", plan.tokens},
         {"steps", e.train.steps},
         {"memory_bytes", plan.memory_bytes},
+        {"context_bytes", plan.context_bytes},
         {"state_bytes", plan.state_bytes},
         {"seconds", seconds}};
     fmt::print("{}\n", object.dump());
@@ -70,10 +71,11 @@ int DryRun(Experiment& e, const Device& device, const std::string& out, bool jso
   fmt::print(
       "run          {}\nparameters   {} ({} without embedding and head)\nFLOPs/token  {:.4g} "
       "forward, {:.4g} in training\n"
-      "tokens       {} in {} steps\nmemory       {} MiB\ntime         about {:.0f} s on {}\n",
+      "tokens       {} in {} steps\nmemory       {} MiB{}\ntime         about {:.0f} s on {}\n",
       directory, plan.parameters.total, plan.parameters.body, plan.flops_per_token,
-      plan.training_flops_per_token, plan.tokens, e.train.steps, plan.memory_bytes >> 20, seconds,
-      device.cuda ? device.name : fmt::format("{} threads", threads));
+      plan.training_flops_per_token, plan.tokens, e.train.steps, plan.memory_bytes >> 20,
+      device.cuda ? fmt::format(", and {} MiB of CUDA's own", plan.context_bytes >> 20) : "",
+      seconds, device.cuda ? device.name : fmt::format("{} threads", threads));
   return 0;
 }
 
