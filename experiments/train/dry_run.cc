@@ -104,6 +104,7 @@ class Planner {
             {"warmup_steps", e.optim.warmup},
             {"decayed_tokens", decayed},
             {"memory_bytes", plan.memory_bytes},
+            {"context_bytes", plan.context_bytes},
             {"state_bytes", plan.state_bytes},
             {"seconds", run.seconds}};
   }
@@ -144,7 +145,10 @@ void PrintPlan(Experiment& e, const std::string& out) {
       e.optim.lr, e.optim.warmup, e.optim.schedule);
   for (const Decay& decay : DecaysOf(e.optim))
     fmt::print("  decayed    at {} tokens, step {}\n", e.TokensAfter(decay.end), decay.end);
-  fmt::print("memory       {} MiB\ntime         about {:.0f} s on {}\n", plan.memory_bytes >> 20,
+  fmt::print("memory       {} MiB{}\ntime         about {:.0f} s on {}\n", plan.memory_bytes >> 20,
+             plan.context_bytes > 0
+                 ? fmt::format(", and {} MiB of CUDA's own", plan.context_bytes >> 20)
+                 : "",
              run.seconds, run.device);
 }
 

@@ -42,6 +42,7 @@ Json ToJson(const std::string& config, const RunPlan& plan) {
           {"training_flops_per_token", plan.training_flops_per_token},
           {"state_bytes", plan.state_bytes},
           {"memory_bytes", plan.memory_bytes},
+          {"context_bytes", plan.context_bytes},
           {"tokens", plan.tokens}};
 }
 
@@ -85,6 +86,8 @@ void Print(const Experiment& e, const RunPlan& plan) {
       "memory              {:>16}   bytes: parameters, gradients, moments, activations of training "
       "or evaluation\n",
       plan.memory_bytes);
+  if (plan.context_bytes > 0)
+    fmt::print("                    {:>16}   bytes of CUDA's own beside it\n", plan.context_bytes);
   fmt::print("tokens              {:>16}   of the whole run\n", plan.tokens);
 }
 

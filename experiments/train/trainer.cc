@@ -41,6 +41,7 @@ int64_t VocabOf(const Experiment& e) {
 // Of the ops on a GPU: what most of them need. The gated delta rule's grows with the batch and is a
 // few per cent of its activations.
 constexpr int64_t kDeviceScratch = 32 << 20;
+constexpr int64_t kDeviceContext = 536 << 20;  // on an H100 with CUDA 13
 
 std::string FingerprintOf(const Text& text) {
   std::string checksums;
@@ -188,6 +189,7 @@ RunPlan PlanRun(const Experiment& e, const Device& device, bool training, int64_
   plan.memory_bytes = parameters.peak() + plan.activation_bytes +
                       Batch::Bytes(e.train.batch, e.train.length) +
                       (device.cuda ? kDeviceScratch : 0);
+  plan.context_bytes = device.cuda ? kDeviceContext : 0;
   return plan;
 }
 

@@ -33,6 +33,7 @@ struct RunPlan {
   int64_t state_bytes = 0;              // decode state of one sequence of train.length tokens
   int64_t memory_bytes = 0;      // parameters, gradients, moments, activations, batch, scratch
   int64_t activation_bytes = 0;  // of the larger of a training and an evaluation pass
+  int64_t context_bytes = 0;     // beside all that, on a GPU: CUDA's context and the kernels' code
   int64_t tokens = 0;            // of the whole run
 };
 // Without training: what an evaluation alone needs. `accumulate` in place of train.accumulate.

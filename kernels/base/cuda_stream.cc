@@ -35,14 +35,24 @@ CudaStream::CudaStream(int device) : device_(device) {
 CudaStream::~CudaStream() {
   cudaStreamSynchronize(stream_);
   parts_.clear();
-  for (std::byte* memory : scratch_) cudaFree(memory);
+  FreeScratch();
   cudaStreamDestroy(stream_);
+}
+
+void CudaStream::FreeScratch() {
+  for (std::byte* memory : scratch_) FreeOnDevice(memory);
+  scratch_.clear();
+  scratch_capacity_ = scratch_bytes_ = 0;
 }
 
 void* CudaStream::Scratch(int64_t bytes) {
   if (bytes > scratch_capacity_) {
     Check(!capturing_, "scratch memory of ", bytes, " bytes is asked for during capture, ",
           scratch_capacity_, " are there; the first, uncaptured run has not asked for it");
+    if (!captured_) {
+      Synchronize();
+      FreeScratch();
+    }
     const int64_t capacity = std::max(bytes, kLeastScratch);
     scratch_.push_back(AllocateOnDevice(capacity));
     scratch_capacity_ = capacity, scratch_bytes_ += capacity;
@@ -66,7 +76,7 @@ void CudaStream::Synchronize() {
 std::unique_ptr<CudaStream::Graph> CudaStream::Capture(const std::function<void()>& body) {
   auto graph = std::make_unique<Graph>();
   CudaCheck(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin of capture");
-  capturing_ = true;
+  capturing_ = captured_ = true;
   cudaGraph_t captured = nullptr;
   try {
     body();

@@ -34,10 +34,11 @@ class CudaStream {
   int multiprocessors() const { return multiprocessors_; }
   int capability() const { return capability_; }  // 80, 90, 100, ...
 
-  // Memory for an op while it runs, 256-byte aligned; the next op gets the same. It grows as ops
-  // ask for more, but not while a graph is captured: run once before capturing.
+  // Memory for an op while it runs, which asks for all of it at once; 256-byte aligned. The next op
+  // gets the same. It grows as ops ask for more, but not while a graph is captured: run once before
+  // capturing.
   void* Scratch(int64_t bytes);
-  int64_t scratch_bytes() const { return scratch_bytes_; }  // all that was allocated
+  int64_t scratch_bytes() const { return scratch_bytes_; }  // with what only graphs use
 
   // In stream order. Host memory that is not pinned makes the call wait.
   void Copy(void* to, const void* from, int64_t bytes);
@@ -68,11 +69,13 @@ class CudaStream {
   }
 
  private:
+  void FreeScratch();
+
   CUstream_st* stream_ = nullptr;
   int device_, multiprocessors_ = 0, capability_ = 0;
   std::vector<std::byte*> scratch_;  // the last is the one in use; a graph may hold earlier ones
   int64_t scratch_capacity_ = 0, scratch_bytes_ = 0;
-  bool capturing_ = false;
+  bool capturing_ = false, captured_ = false;
   std::map<std::type_index, std::shared_ptr<void>> parts_;
 };
 

@@ -353,7 +353,8 @@ TEST_F(GpuResume, EightTrainersInOneProcessDoNotMeet) {
   for (size_t i = 0; i < kTrainers; ++i) {
     experiments.push_back(
         Make(i % 2 ? kText : kStages,
-             Wide({Cat("seed=", i), Cat("train.precision=", i % 4 < 2 ? "bf16" : "f32"),
+             Wide({Cat("seed=", i), "train.batch=32", "train.length=256",
+                   Cat("train.precision=", i % 4 < 2 ? "bf16" : "f32"),
                    i < 4 ? "model.pattern=attention" : "model.pattern=gated_delta,attention"})));
     alone.push_back(After20Steps(*experiments.back(), "cuda"));
   }
