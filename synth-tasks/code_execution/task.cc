@@ -11,7 +11,7 @@
 //   while i < 2:                        or i < a variable that holds at most 3
 //       d = (d + a) % 7                 one or two statements
 //       i = i + 1
-//   print((d + 5) % 7)  # 4
+//   print(d)  # 6
 //
 // A step is a statement that is executed, or a condition that is evaluated; a line in a loop counts
 // as often as it is reached. The next statement is of a uniform kind among those that are switched
@@ -20,11 +20,10 @@
 // text at 8 tokens per step or fewer, otherwise something else is. Everything drawn is uniform.
 //
 // labels = "trace": before the answer, training samples list every number that a step wrote, in
-// order: `print((d + 5) % 7)  # trace 6 2 3 0 0 1 6 2 -> 4`. Strict samples have the answer alone.
+// order: `print(d)  # trace 6 2 3 0 0 1 6 2 -> 6`. Strict samples have the answer alone.
 //
-// Chance. The uniform number in the last line makes every answer equally likely: 1/p. A model that
-// reads this line alone scores the share of the variables' most frequent value, 0: for p = 7, 0.15
-// to 0.20 at 4 to 512 steps, since products favour it.
+// Chance. The answer is drawn first, uniform, and programs until a variable ends with it; which one
+// is asked for is uniform among those that do. So chance is 1/p, although programs favour 0.
 //
 // Class. For fixed p a straight program is a word problem of transformations of p^(5+p) states,
 // which has S5 in it (swaps): NC1-complete, beyond fixed-depth transformers unless TC0 = NC1.
@@ -137,7 +136,7 @@ class CodeExecution : public ProgramTask {
     while_ = atoms.Add("while ");
     comparison_ = atoms.Add("", {" < ", " == "});
     colon_ = atoms.Add(":");
-    print_ = atoms.Add("\nprint((");
+    print_ = atoms.Add("\nprint(");
     close_print_ = atoms.Add(")  #");
     trace_ = atoms.Add(" trace");
     arrow_ = atoms.Add(" ->");
@@ -163,8 +162,33 @@ class CodeExecution : public ProgramTask {
   };
 
   void Write(SampleWriter& out, Rng& rng, int64_t n, bool strict) const override {
+    const uint32_t answer = rng.Below(modulus_);
     Machine machine;
-    WriteHead(out, rng, machine);
+    std::array<uint8_t, kVariables> candidates;
+    uint32_t count = 0;
+    while (count == 0) {
+      out.StartAgain();
+      machine.traced = 0;
+      WriteHead(out, rng, machine);
+      WriteBody(out, rng, machine, n);
+      for (uint8_t k = 0; k < kVariables; ++k) {
+        if (machine.variables[k] == answer) candidates[count++] = k;
+      }
+    }
+    out.Put(print_);
+    Put(out, {candidates[rng.Below(count)]});
+    out.Put(close_print_);
+    if (traces_ && !strict) {
+      out.Put(trace_);
+      for (int64_t i = 0; i < machine.traced; ++i) {
+        out.PutValue(value_ + machine.trace[static_cast<size_t>(i)]);
+      }
+      out.Put(arrow_);
+    }
+    out.PutAnswer(value_ + static_cast<int32_t>(answer));
+  }
+
+  void WriteBody(SampleWriter& out, Rng& rng, Machine& machine, int64_t n) const {
     const auto head = static_cast<int64_t>(out.tokens().size());
     int64_t steps = 0;
     while (steps < n) {
@@ -184,22 +208,6 @@ class CodeExecution : public ProgramTask {
       Execute(machine, statement);
       ++steps;
     }
-
-    const uint32_t asked = rng.Below(kVariables), shift = rng.Below(modulus_);
-    out.Put(print_);
-    Put(out, {static_cast<uint8_t>(asked)});
-    out.Put(operator_);
-    Put(out, Operand::Number(shift));
-    out.Put(modulo_);
-    out.Put(close_print_);
-    if (traces_ && !strict) {
-      out.Put(trace_);
-      for (int64_t i = 0; i < machine.traced; ++i) {
-        out.PutValue(value_ + machine.trace[static_cast<size_t>(i)]);
-      }
-      out.Put(arrow_);
-    }
-    out.PutAnswer(value_ + static_cast<int32_t>((machine.variables[asked] + shift) % modulus_));
   }
 
   void WriteHead(SampleWriter& out, Rng& rng, Machine& machine) const {
@@ -396,7 +404,7 @@ class CodeExecution : public ProgramTask {
     const int64_t head =
         1 + kVariables + (lists_ ? 1 + modulus_ : 0) + (calls_ ? 5 * kFunctions : 0);
     const int64_t trace = traces_ ? 2 + n * (swaps_ ? 2 : 1) : 0;
-    return head + kTokensPerStep * n + 6 + trace + 1;
+    return head + kTokensPerStep * n + 3 + trace + 1;
   }
 
   uint32_t modulus_, simple_kinds_;

@@ -66,6 +66,7 @@ class SampleWriter {
     sample.Clear();
   }
   const std::vector<int32_t>& tokens() const { return sample_.tokens; }
+  void StartAgain() { sample_.Clear(); }
 
   void Put(int32_t token) { Push(token, learn_all_ ? token : kIgnoreLabel); }
   void PutValue(int32_t token) { Push(token, token); }  // always learned

@@ -81,7 +81,7 @@ TEST(Readme, TheTourRuns) {
   const ShellResult r = Shell(folder.path(), "set -ex\n" + tour);
   ASSERT_EQ(r.code, 0) << r.output;
   for (const char* part :
-       {"state_based_recall: ", "bits = [", "7430870688", "bits/byte", "transformer", "1.68x"}) {
+       {"  state_based_recall  ", "bits = [", "7430870688", "bits/byte", "transformer", "1.68x"}) {
     EXPECT_NE(r.output.find(part), r.output.npos) << "\"" << part << "\" is not in:\n" << r.output;
   }
   EXPECT_TRUE(fs::exists(folder / "runs/quickstart/accuracy.png")) << r.output;
