@@ -301,9 +301,13 @@ void AmxGemm(CpuStream& stream, bool trans_a, bool trans_b, int64_t m, int64_t n
   const bool swapped = deep && m > n;
   if (swapped) std::swap(A, B);
   const int64_t M = A.outer, N = B.outer;
-  const int64_t rows = deep ? M : PartSize(M, kMaxRows);
+
   const int64_t columns =
       PartSize(N, deep ? std::max<int64_t>(kMaxBlock / M, kPanel) : kMaxColumns);
+  const int64_t rows =
+      deep ? M
+           : PartSize(M, std::clamp<int64_t>((128 << 10) / columns, kPanel,
+                                             std::max<int64_t>(CeilDiv(M, 8), kPanel)));
   const int64_t across = CeilDiv(N, columns), blocks = CeilDiv(M, rows) * across;
   const int64_t max_sums = CeilDiv(kItems, blocks);
   const int64_t sums = std::clamp<int64_t>(k / kMinSum, 1, max_sums);
