@@ -284,9 +284,9 @@ void AddUp(const float* sums, int64_t count, int64_t size, bool transpose, bool 
 void AmxGemm(CpuStream& stream, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k,
              const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c,
              int64_t ldc) {
-  constexpr int64_t kItems = 8, kMinSum = 512, kMaxRows = 256, kMaxColumns = 512;
-  constexpr int64_t kMaxBlock = 256 << 10;  // numbers of C that one item of a deep product sums up
-  constexpr int64_t kMaxWords = 16 << 20;   // of scratch: 64 MiB
+  constexpr int64_t kItems = 8, kMinSum = 512, kMaxColumns = 512;
+  constexpr int64_t kMaxDeepBlock = 256 << 10, kMaxTallBlock = 128 << 10;  // numbers of C per item
+  constexpr int64_t kMaxWords = 16 << 20;                                  // of scratch: 64 MiB
   const bool deep = k >= kItems * kMinSum && kItems * m * n <= kMaxWords;
   const int64_t all_steps = CeilDiv(k, kDepth);
   const int64_t strip = std::max<int64_t>(kMaxWords / (all_steps * kStepWords), 1) * kPanel;
@@ -303,11 +303,10 @@ void AmxGemm(CpuStream& stream, bool trans_a, bool trans_b, int64_t m, int64_t n
   const int64_t M = A.outer, N = B.outer;
 
   const int64_t columns =
-      PartSize(N, deep ? std::max<int64_t>(kMaxBlock / M, kPanel) : kMaxColumns);
-  const int64_t rows =
-      deep ? M
-           : PartSize(M, std::clamp<int64_t>((128 << 10) / columns, kPanel,
-                                             std::max<int64_t>(CeilDiv(M, 8), kPanel)));
+      PartSize(N, deep ? std::max<int64_t>(kMaxDeepBlock / M, kPanel) : kMaxColumns);
+  const int64_t most_rows =
+      std::min(kMaxTallBlock / columns, std::max<int64_t>(CeilDiv(M, kItems), kPanel));
+  const int64_t rows = deep ? M : PartSize(M, most_rows);
   const int64_t across = CeilDiv(N, columns), blocks = CeilDiv(M, rows) * across;
   const int64_t max_sums = CeilDiv(kItems, blocks);
   const int64_t sums = std::clamp<int64_t>(k / kMinSum, 1, max_sums);
@@ -371,7 +370,7 @@ void AmxGemm(CpuStream& stream, bool trans_a, bool trans_b, int64_t m, int64_t n
   });
 
   if (!splits) {
-    stream.ParallelRanges(m, kMaxRows, [&](int64_t i, int64_t end, Worker&) {
+    stream.ParallelRanges(m, most_rows, [&](int64_t i, int64_t end, Worker&) {
       Gemm<float>(trans_a, trans_b, end - i, n, k, 1, trans_a ? a + i : a + i * lda, lda, b, ldb,
                   accumulate ? 1 : 0, c + i * ldc, ldc);
     });
