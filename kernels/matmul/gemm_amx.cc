@@ -49,6 +49,8 @@ constexpr int kDepth = 2 * kTile;  // what one product of tiles sums over
 constexpr int kPanel = 2 * kTile;  // rows of A, or columns of B, that are packed together
 constexpr int kTileWords = kTile * kTile;
 constexpr int kStepWords = 3 * 2 * kTileWords;  // a panel, kDepth deep: [part][half][kTile][kTile]
+constexpr int64_t kSlab = 4 * kDepth;           // depth that is summed at a time, to stay in caches
+constexpr int64_t kSlabWords = kSlab / kDepth * kStepWords;
 
 using Word = uint32_t;  // the bf16 numbers of depth i and, in the upper half, of depth i + 16
 typedef Word Words __attribute__((vector_size(64), may_alias));
@@ -75,34 +77,44 @@ WEFT_INLINE inline void StorePair(Word* to, const Words& low, const Words& high)
   *reinterpret_cast<Words*>(to) = (low >> 16) | (high & 0xffff0000u);
 }
 
-// Packs panels with zeros beyond the ends of the operand, row by row of the tiles, so that it can
-// be done between products. Rows of a tile are outer for A, depth for B.
+// Into the second cache: the first one is full of panels.
+WEFT_INLINE inline void Prefetch(const float* x) { __builtin_prefetch(x, 0, 2); }
+
+// Packs panels, with zeros beyond the ends of the operand: rows of a tile are outer for A, depth
+// for B. Row r of both tiles of a step can be packed between products.
 class Packer {
  public:
   Packer(const Operand& x, bool is_a) : x_(x), is_a_(is_a) {}
 
-  // The panel that begins at `outer` over depth [from, to).
+  // The panel that begins at `outer` over depth [from, to), at most kSlab.
   void Begin(int64_t outer, int64_t from, int64_t to, Word* out) {
-    outer_ = outer, depth_ = from, end_ = to, tile_ = out;
+    out_ = out, row_ = 0, steps_ = CeilDiv(to - from, kDepth);
+    const int64_t depth = steps_ * kDepth, n_outer = std::min<int64_t>(kPanel, x_.outer - outer);
+    if (x_.depth_is_contiguous == is_a_ && n_outer == kPanel && to - from == depth) {
+      from_ = x_.data + (is_a_ ? outer * x_.ld + from : from * x_.ld + outer), ld_ = x_.ld;
+      ahead_ = is_a_ ? kPanel * ld_ : kPanel;
+    } else {
+      Stage(outer, n_outer, from, to - from);
+      from_ = staged_, ld_ = is_a_ ? depth : kPanel, ahead_ = 0;
+    }
+    half_ = is_a_ ? kTile * ld_ : kTile;
+    step_ = is_a_ ? kDepth : kDepth * ld_, to_high_ = is_a_ ? kTile : kTile * ld_;
   }
   // The next rows, as far as there are any.
   WEFT_INLINE inline void Pack(int64_t rows) {
-    for (; rows > 0 && depth_ < end_; --rows) {
-      if (row_ == 0) StartTile();
-      const float* from = rows_ + row_ * stride_;
-      const __mmask16 low = row_ < low_rows_ ? low_ : 0, high = row_ < high_rows_ ? high_ : 0;
-      Split(_mm512_maskz_loadu_ps(low, from), _mm512_maskz_loadu_ps(high, from + to_high_),
-            tile_ + row_ * kTile);
-      if (++row_ < kTile) continue;
-      row_ = 0;
-      tile_ += half_ == 0 ? kTileWords : kStepWords - kTileWords;
-      depth_ += half_ == 0 ? 0 : kDepth;
-      half_ ^= 1;
+    for (const int64_t end = std::min<int64_t>(kPanel, row_ + rows); row_ < end; ++row_) {
+      const float* from = from_ + row_ / kTile * half_ + row_ % kTile * ld_;
+      Word* to = out_ + row_ * kTile;
+      for (int64_t s = 0; s < steps_; ++s, from += step_, to += kStepWords) {
+        Split(Load(from), Load(from + to_high_), to);
+        Prefetch(from + ahead_);
+        Prefetch(from + ahead_ + to_high_);
+      }
     }
   }
   // Packs what is left of the panel. Returns whether all numbers so far could be split.
   bool Finish() {
-    Pack(CeilDiv(end_ - depth_, kDepth) * kPanel);
+    Pack(kPanel);
     return _mm512_cmp_ps_mask((__m512)rest_, (__m512)rest_, _CMP_UNORD_Q) == 0;
   }
 
@@ -117,48 +129,43 @@ class Packer {
     StorePair(to + 4 * kTileWords, (Words)x, (Words)y);
     rest_ += x + y;  // NaN from the first infinite or NaN leading part on
   }
-  static __mmask16 Mask(int64_t n) {
-    return static_cast<__mmask16>((1 << std::clamp<int64_t>(n, 0, kTile)) - 1);
-  }
-  __attribute__((noinline)) void StartTile() {
-    const int64_t outer = outer_ + half_ * kTile;
-    const int64_t n_outer = x_.outer - outer, n_depth = x_.depth - depth_;
-    const float* from = x_.depth_is_contiguous ? x_.data + outer * x_.ld + depth_
-                                               : x_.data + depth_ * x_.ld + outer;
-    if (x_.depth_is_contiguous == is_a_) {
-      rows_ = from, stride_ = x_.ld;
-      to_high_ = is_a_ ? kTile : kTile * x_.ld;
-      low_ = Mask(is_a_ ? n_depth : n_outer), high_ = is_a_ ? Mask(n_depth - kTile) : low_;
-      low_rows_ = is_a_ ? n_outer : n_depth, high_rows_ = is_a_ ? n_outer : n_depth - kTile;
-      return;
-    }
-    for (int half = 0; half < 2; ++half) {  // of the depth
-      const int64_t first = half * kTile, rows = is_a_ ? n_depth - first : n_outer;
-      const __mmask16 columns = Mask(is_a_ ? n_outer : n_depth - first);
-      const float* block = from + (is_a_ ? first * x_.ld : first);
-      Floats r[kTile];
+  // Copies a panel that has to be transposed or filled up.
+  __attribute__((noinline)) void Stage(int64_t outer, int64_t n_outer, int64_t from, int64_t n) {
+    const bool by_outer = x_.depth_is_contiguous, transpose = by_outer != is_a_;
+    const float* const first = x_.data + (by_outer ? outer * x_.ld + from : from * x_.ld + outer);
+    const int64_t rows = by_outer ? n_outer : n, columns = by_outer ? n : n_outer;  // in memory
+    const int64_t all = steps_ * kDepth, all_rows = by_outer ? kPanel : all,
+                  all_columns = by_outer ? all : kPanel;
+    for (int64_t i = 0; i < all_rows; i += kTile) {
+      for (int64_t j = 0; j < all_columns; j += kTile) {
+        const float* block = first + i * x_.ld + j;
+        const auto some =
+            static_cast<__mmask16>((1 << std::clamp<int64_t>(columns - j, 0, kTile)) - 1);
+        Floats r[kTile];
 #pragma GCC unroll 16
-      for (int i = 0; i < kTile; ++i) {
-        r[i] = _mm512_maskz_loadu_ps(i < rows ? columns : 0, block + i * x_.ld);
+        for (int l = 0; l < kTile; ++l) {
+          r[l] = _mm512_maskz_loadu_ps(i + l < rows ? some : 0, block + l * x_.ld);
+          Prefetch(block + l * x_.ld + (is_a_ ? kPanel : kPanel * x_.ld));
+        }
+        if (transpose) Transpose(r);
+        float* to = staged_ + (transpose ? j * all_rows + i : i * all_columns + j);
+        const int64_t ld = transpose ? all_rows : all_columns;
+#pragma GCC unroll 16
+        for (int l = 0; l < kTile; ++l) Store(to + l * ld, r[l]);
       }
-      Transpose(r);
-#pragma GCC unroll 16
-      for (int i = 0; i < kTile; ++i) Store(transposed_[half][i], r[i]);
     }
-    rows_ = transposed_[0][0], stride_ = kTile, to_high_ = kTile * kTile;
-    low_ = high_ = Mask(kTile), low_rows_ = high_rows_ = kTile;
   }
 
   Operand x_;
   bool is_a_;
-  int64_t outer_ = 0, depth_ = 0, end_ = 0;
-  Word* tile_ = nullptr;
-  int half_ = 0, row_ = 0;
-  const float* rows_ = nullptr;  // of the tile at hand, of depth i; to_high_ further on, i + 16
-  int64_t stride_ = 0, to_high_ = 0, low_rows_ = 0, high_rows_ = 0;
-  __mmask16 low_ = 0, high_ = 0;
+  Word* out_ = nullptr;
+  int64_t row_ = kPanel, steps_ = 0;
+  const float* from_ = nullptr;                         // the numbers, in the order of the tiles
+  int64_t ld_ = 0, half_ = 0, step_ = 0, to_high_ = 0;  // distances to the next row of a tile, the
+                                                        // other tile, the next step, depth i + 16
+  int64_t ahead_ = 0;                                   // and to the next panel
   Floats rest_{};
-  alignas(64) float transposed_[2][kTile][kTile];
+  alignas(64) float staged_[kPanel * kSlab];
 };
 
 void ConfigureTiles() {
@@ -171,16 +178,25 @@ void ConfigureTiles() {
   __asm__ volatile("ldtilecfg %0" ::"m"(config));
 }
 
-// C (+)= A B for a panel of each, `steps` times kDepth deep; of C [32][32] only rows x columns
-// exist. Tiles leave the vector units idle, which meanwhile pack what comes `next`.
-void MultiplyPanels(const Word* a, const Word* b, int64_t steps, bool add, int64_t rows,
-                    int64_t columns, float* c, int64_t ldc, Packer& next, int64_t next_rows) {
+// 32 x 32 numbers of C, of which rows x columns exist.
+struct Target {
+  float* data;
+  int64_t ld, rows, columns;
+};
+
+// C (+)= A B for a panel of each, `steps` times kDepth deep. Tiles leave the vector units idle,
+// which meanwhile pack `rows` rows of what comes next.
+void MultiplyPanels(const Word* a, const Word* b, int64_t steps, bool add, const Target& c,
+                    Packer& next, int64_t rows) {
   alignas(64) float edge[kPanel][kPanel];
-  const bool whole = rows >= kPanel && columns >= kPanel;
-  rows = std::min<int64_t>(rows, kPanel), columns = std::min<int64_t>(columns, kPanel);
-  for (int64_t r = 0; add && !whole && r < rows; ++r) std::copy_n(c + r * ldc, columns, edge[r]);
-  float *const upper = whole ? c : edge[0], *const lower = whole ? c + kTile * ldc : edge[kTile];
-  const int64_t stride = (whole ? ldc : kPanel) * static_cast<int64_t>(sizeof(float));
+  const bool whole = c.rows >= kPanel && c.columns >= kPanel;
+  const int64_t edge_rows = whole ? 0 : std::min<int64_t>(c.rows, kPanel),
+                edge_columns = std::min<int64_t>(c.columns, kPanel);
+  for (int64_t r = 0; add && r < edge_rows; ++r)
+    std::copy_n(c.data + r * c.ld, edge_columns, edge[r]);
+  float *const upper = whole ? c.data : edge[0], *const lower =
+                                                     whole ? c.data + kTile * c.ld : edge[kTile];
+  const int64_t stride = (whole ? c.ld : kPanel) * static_cast<int64_t>(sizeof(float));
 
   __asm__ volatile("" ::: "memory");  // the intrinsics do not say that loads of tiles read memory
   if (add) {
@@ -210,123 +226,161 @@ void MultiplyPanels(const Word* a, const Word* b, int64_t steps, bool add, int64
   };
   for (int64_t s = 0; s < steps; ++s, a += kStepWords, b += kStepWords) {
     // In the order that loads least.
-    load_a(0), load_b(2), multiply(), next.Pack(next_rows);
+    load_a(0), load_b(2), multiply();
     load_b(1), multiply();
-    load_a(1), multiply(), next.Pack(next_rows);
+    load_a(1), multiply(), next.Pack(rows);
     load_b(0), multiply();
-    load_a(2), multiply(), next.Pack(next_rows);
+    load_a(2), multiply();
     load_a(0), multiply();
   }
   _tile_stored(0, upper, stride);
   _tile_stored(1, upper + kTile, stride);
   _tile_stored(2, lower, stride);
   _tile_stored(3, lower + kTile, stride);
-  for (int64_t r = 0; !whole && r < rows; ++r) std::copy_n(edge[r], columns, c + r * ldc);
+  for (int64_t r = 0; r < edge_rows; ++r) std::copy_n(edge[r], edge_columns, c.data + r * c.ld);
 }
 
-// to (+)= from, n numbers.
-void Put(const float* from, int64_t n, bool add, float* to) {
-  for (int64_t j = 0; j < n; ++j) to[j] = add ? to[j] + from[j] : from[j];
+// Panels of C as they are summed up: [panel of rows][panel of columns][32][32].
+struct Sum {
+  Target At(int64_t row, int64_t column) const {
+    return {data + (row / kPanel * across + column / kPanel) * kPanel * kPanel, kPanel, kPanel,
+            kPanel};
+  }
+  float* data;
+  int64_t across;
+};
+
+// c (+)= the total of `count` sums that lie `size` apart, or its transpose.
+void AddUp(const float* sums, int64_t count, int64_t size, bool transpose, bool add,
+           const Target& c) {
+  alignas(64) float total[kPanel][kPanel];
+  for (int64_t i = 0; i < kPanel; i += kTile) {
+    for (int64_t j = 0; j < kPanel; j += kTile) {
+      Floats r[kTile];
+#pragma GCC unroll 16
+      for (int l = 0; l < kTile; ++l) {
+        r[l] = Floats{};
+        for (int64_t s = 0; s < count; ++s) r[l] += Load(sums + s * size + (i + l) * kPanel + j);
+      }
+      if (transpose) Transpose(r);
+#pragma GCC unroll 16
+      for (int l = 0; l < kTile; ++l) Store(transpose ? &total[j + l][i] : &total[i + l][j], r[l]);
+    }
+  }
+  for (int64_t r = 0; r < std::min<int64_t>(c.rows, kPanel); ++r) {
+    for (int64_t j = 0; j < std::min<int64_t>(c.columns, kPanel); ++j)
+      c.data[r * c.ld + j] = total[r][j] + (add ? c.data[r * c.ld + j] : 0.f);
+  }
 }
 
 }  // namespace
 
 // What an item computes follows from the shape alone, so that bits do not depend on the number of
-// threads. A product that is tall is cut into blocks of C, for which B is packed once. One that is
-// deep, as the gradient of a weight is, is cut into partial sums, each of which packs its own B.
+// threads. Panels of one operand move past the panels of the other, which are packed before. A
+// product that is tall is cut into blocks of C; A moves past B, which is packed once for all of
+// them. One that is deep, as the gradient of a weight is, is cut into partial sums as well; each
+// packs its own part of A, and B moves. A is the smaller operand then, if need be by forming C^T,
+// since it has to be transposed to be packed.
 void AmxGemm(CpuStream& stream, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k,
              const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c,
              int64_t ldc) {
-  constexpr int64_t kItems = 8, kMinSum = 512, kMaxRows = 256, kMaxColumns = 512;
-  constexpr int64_t kTallSteps = 8, kOwnWords = 128 << 10;  // packed at a time, to stay in caches
-  constexpr int64_t kMaxWords = 16 << 20;                   // of scratch: 64 MiB
+  constexpr int64_t kItems = 8, kMinSum = 512, kMaxColumns = 512;
+  constexpr int64_t kMaxDeepBlock = 256 << 10, kMaxTallBlock = 128 << 10;  // numbers of C per item
+  constexpr int64_t kMaxWords = 16 << 20;                                  // of scratch: 64 MiB
   const bool deep = k >= kItems * kMinSum && kItems * m * n <= kMaxWords;
   const int64_t all_steps = CeilDiv(k, kDepth);
-  const int64_t slab = std::max<int64_t>(kMaxWords / (all_steps * kStepWords), 1) * kPanel;
-  if (!deep && n > slab) {
-    for (int64_t j = 0; j < n; j += slab) {
-      AmxGemm(stream, trans_a, trans_b, m, std::min(slab, n - j), k, a, lda,
+  const int64_t strip = std::max<int64_t>(kMaxWords / (all_steps * kStepWords), 1) * kPanel;
+  if (!deep && n > strip) {
+    for (int64_t j = 0; j < n; j += strip) {
+      AmxGemm(stream, trans_a, trans_b, m, std::min(strip, n - j), k, a, lda,
               trans_b ? b + j * ldb : b + j, ldb, accumulate, c + j, ldc);
     }
     return;
   }
-  const int64_t rows = deep ? m : PartSize(m, kMaxRows);
-  const int64_t columns = deep ? n : PartSize(n, kMaxColumns);
-  const int64_t across = CeilDiv(n, columns), blocks = CeilDiv(m, rows) * across;
-  const int64_t sums = deep ? kItems : std::clamp<int64_t>(k / kMinSum, 1, CeilDiv(kItems, blocks));
+  Operand A{a, lda, !trans_a, m, k}, B{b, ldb, trans_b, n, k};
+  const bool swapped = deep && m > n;
+  if (swapped) std::swap(A, B);
+  const int64_t M = A.outer, N = B.outer;
+
+  const int64_t columns =
+      PartSize(N, deep ? std::max<int64_t>(kMaxDeepBlock / M, kPanel) : kMaxColumns);
+  const int64_t most_rows =
+      std::min(kMaxTallBlock / columns, std::max<int64_t>(CeilDiv(M, kItems), kPanel));
+  const int64_t rows = deep ? M : PartSize(M, most_rows);
+  const int64_t across = CeilDiv(N, columns), blocks = CeilDiv(M, rows) * across;
+  const int64_t max_sums = CeilDiv(kItems, blocks);
+  const int64_t sums = std::clamp<int64_t>(k / kMinSum, 1, max_sums);
   const int64_t summed = CeilDiv(CeilDiv(k, sums), kDepth) * kDepth;
-  const int64_t panels = CeilDiv(n, kPanel);
-  const int64_t max_steps =
-      deep ? std::clamp<int64_t>(kOwnWords / (panels * kStepWords), 2, kTallSteps) : kTallSteps;
-  const Operand A{a, lda, !trans_a, m, k}, B{b, ldb, trans_b, n, k};
+  const int64_t m_panels = CeilDiv(M, kPanel), n_panels = CeilDiv(N, kPanel);
 
   Worker& shared = stream.Shared();
-  Word* const all_b = deep ? nullptr : shared.Alloc<Word>(panels * all_steps * kStepWords);
-  std::atomic<bool> b_splits = true;
-  stream.ParallelFor(deep ? 0 : panels, [&](int64_t panel, Worker&) {
+  std::atomic<bool> splits = true;
+  Word* const all_b = deep ? nullptr : shared.Alloc<Word>(n_panels * all_steps * kStepWords);
+  stream.ParallelFor(deep ? 0 : n_panels, [&](int64_t panel, Worker&) {
     Packer packer(B, false);
-    packer.Begin(panel * kPanel, 0, k, all_b + panel * all_steps * kStepWords);
-    if (!packer.Finish()) b_splits = false;
+    for (int64_t from = 0; from < k; from += kSlab) {
+      packer.Begin(panel * kPanel, from, std::min(k, from + kSlab),
+                   all_b + (panel * all_steps + from / kDepth) * kStepWords);
+      if (!packer.Finish()) splits = false;
+    }
   });
 
-  float* const partial = sums > 1 ? shared.Alloc<float>(sums * m * n) : nullptr;
+  // Sums that are not yet C.
+  const bool apart = deep || sums > 1 || accumulate;
+  const int64_t sum_size = m_panels * n_panels * kPanel * kPanel;
+  float* const all_sums = apart ? shared.Alloc<float>(sums * sum_size) : nullptr;
   stream.ParallelFor(blocks * sums, [&](int64_t item, Worker& worker) {
     const int64_t sum = item / blocks, begin = sum * summed, end = std::min(k, begin + summed);
-    const int64_t row = item % blocks / across * rows, height = std::min(rows, m - row);
-    const int64_t column = item % across * columns, width = std::min(columns, n - column);
-    float* const block = c + row * ldc + column;
-    float* const out = partial      ? partial + (sum * m + row) * n + column
-                       : accumulate ? worker.Alloc<float>(height * width)
-                                    : block;
-    const int64_t ld = partial ? n : accumulate ? width : ldc;
-    const int64_t panel_words = max_steps * kStepWords;
-    Word* const own_a[2] = {worker.Alloc<Word>(panel_words), worker.Alloc<Word>(panel_words)};
-    Word* const own_b = deep ? worker.Alloc<Word>(panels * panel_words) : nullptr;
-
-    bool splits = b_splits;
-    Packer a_packer(A, true), b_packer(B, false);
+    const int64_t row = item % blocks / across * rows, row_end = std::min(M, row + rows);
+    const int64_t column = item % across * columns, column_end = std::min(N, column + columns);
+    const Sum partial{all_sums + sum * sum_size, n_panels};
+    const auto target = [&](int64_t i, int64_t j) {
+      return apart ? partial.At(i, j) : Target{c + i * ldc + j, ldc, M - i, N - j};
+    };
+    Word* const own_a = deep ? worker.Alloc<Word>(m_panels * kSlabWords) : nullptr;
+    Word* const moving[2] = {worker.Alloc<Word>(kSlabWords), worker.Alloc<Word>(kSlabWords)};
+    Packer packer(deep ? B : A, !deep), a_packer(A, true);
     ConfigureTiles();
-    for (int64_t from = begin; splits && from < end; from += max_steps * kDepth) {
-      const int64_t to = std::min(end, from + max_steps * kDepth),
-                    steps = CeilDiv(to - from, kDepth);
-      const int64_t b_stride = (deep ? steps : all_steps) * kStepWords;
-      const Word* const packed_b =
-          deep ? own_b : all_b + column / kPanel * b_stride + from / kDepth * kStepWords;
-      for (int64_t j = 0; deep && j < panels; ++j) {
-        b_packer.Begin(j * kPanel, from, to, own_b + j * b_stride);
-        splits &= b_packer.Finish();
+    for (int64_t from = begin; splits && from < end; from += kSlab) {
+      const int64_t to = std::min(end, from + kSlab), steps = CeilDiv(to - from, kDepth);
+      for (int64_t i = 0; deep && i < m_panels; ++i) {
+        a_packer.Begin(i * kPanel, from, to, own_a + i * kSlabWords);
+        if (!a_packer.Finish()) splits = false;
       }
-      const int64_t pack_calls = 3 * CeilDiv(width, kPanel);  // per step of a panel of A
-      a_packer.Begin(row, from, to, own_a[0]);
-      for (int64_t i = 0; i < height; i += kPanel) {
-        splits &= a_packer.Finish();
-        const Word* const packed_a = own_a[i / kPanel % 2];
-        if (i + kPanel < height) {
-          a_packer.Begin(row + i + kPanel, from, to, own_a[(i / kPanel + 1) % 2]);
-        }
-        for (int64_t j = 0; j < width; j += kPanel) {
-          MultiplyPanels(packed_a, packed_b + j / kPanel * b_stride, steps, from > begin,
-                         height - i, width - j, out + i * ld + j, ld, a_packer,
-                         CeilDiv(kPanel, pack_calls));
+      const int64_t first = deep ? column : row, last = deep ? column_end : row_end;
+      const int64_t past = deep ? m_panels : CeilDiv(column_end - column, kPanel);
+      const int64_t rows_at_once = CeilDiv(kPanel, past * steps);
+      packer.Begin(first, from, to, moving[0]);
+      for (int64_t p = first; p < last; p += kPanel) {
+        if (!packer.Finish()) splits = false;
+        const Word* const packed = moving[(p - first) / kPanel % 2];
+        if (p + kPanel < last)
+          packer.Begin(p + kPanel, from, to, moving[((p - first) / kPanel + 1) % 2]);
+        for (int64_t q = 0; q < past; ++q) {
+          const int64_t i = deep ? q * kPanel : p, j = deep ? p : column + q * kPanel;
+          const Word* const packed_a = deep ? own_a + q * kSlabWords : packed;
+          const Word* const packed_b =
+              deep ? packed : all_b + (j / kPanel * all_steps + from / kDepth) * kStepWords;
+          MultiplyPanels(packed_a, packed_b, steps, from > begin, target(i, j), packer,
+                         rows_at_once);
         }
       }
     }
     _tile_release();
-    if (!splits) {
-      Gemm<float>(trans_a, trans_b, height, width, end - begin, 1,
-                  trans_a ? a + begin * lda + row : a + row * lda + begin, lda,
-                  trans_b ? b + column * ldb + begin : b + begin * ldb + column, ldb, 0, out, ld);
-    }
-    for (int64_t r = 0; accumulate && !partial && r < height; ++r) {
-      Put(out + r * ld, width, true, block + r * ldc);
-    }
   });
-  stream.ParallelRanges(partial ? m : 0, CeilDiv(m, kItems), [&](int64_t r, int64_t end, Worker&) {
-    for (; r < end; ++r) {
-      float* const total = partial + r * n;
-      for (int64_t s = 1; s < sums; ++s) Put(total + s * m * n, n, true, total);
-      Put(total, n, accumulate, c + r * ldc);
-    }
+
+  if (!splits) {
+    stream.ParallelRanges(m, most_rows, [&](int64_t i, int64_t end, Worker&) {
+      Gemm<float>(trans_a, trans_b, end - i, n, k, 1, trans_a ? a + i : a + i * lda, lda, b, ldb,
+                  accumulate ? 1 : 0, c + i * ldc, ldc);
+    });
+    return;
+  }
+  stream.ParallelFor(apart ? m_panels * n_panels : 0, [&](int64_t panel, Worker&) {
+    const int64_t i = panel / n_panels * kPanel, j = panel % n_panels * kPanel;
+    const Target target = swapped ? Target{c + j * ldc + i, ldc, N - j, M - i}
+                                  : Target{c + i * ldc + j, ldc, M - i, N - j};
+    AddUp(Sum{all_sums, n_panels}.At(i, j).data, sums, sum_size, swapped, accumulate, target);
   });
 }
 
