@@ -177,7 +177,8 @@ Collected Collect(const Study& study, bool unfinished) {
     std::vector<H5Table> streams;
     try {
       state = StateOf(study, planned);
-      streams = StreamsOf(study.RunDirectoryOf(planned), state.state == "done");
+      if (state.state == "done" || unfinished)
+        streams = StreamsOf(study.RunDirectoryOf(planned), state.state == "done");
       if (state.state == "done" || unfinished) {
         const H5Table cell_eval = EvalOf(study, i, streams), cell_train = TrainOf(i, streams);
         Append(eval, cell_eval);
