@@ -167,7 +167,7 @@ Texts Distinct(const Study& study, std::string Cell::*member) {
 Collected Collect(const Study& study, bool unfinished) {
   Collected collected;
   H5Table eval = EvalOf(study, 0, {}), train = TrainOf(0, {});
-  Integers index, exit_codes, parameters, embedding, bodies, non_embedding, tokens, values;
+  Integers index, exit_codes, parameters, embeddings, heads, bodies, tokens, values;
   Texts variants, cases, run_ids, states;
   Numbers flops, training_flops, seconds, residuals;
   for (size_t i = 0; i < study.cells.size(); ++i) {
@@ -177,7 +177,8 @@ Collected Collect(const Study& study, bool unfinished) {
     std::vector<H5Table> streams;
     try {
       state = StateOf(study, planned);
-      streams = StreamsOf(study.RunDirectoryOf(planned), state.state == "done");
+      if (state.state == "done" || unfinished)
+        streams = StreamsOf(study.RunDirectoryOf(planned), state.state == "done");
       if (state.state == "done" || unfinished) {
         const H5Table cell_eval = EvalOf(study, i, streams), cell_train = TrainOf(i, streams);
         Append(eval, cell_eval);
@@ -200,12 +201,12 @@ Collected Collect(const Study& study, bool unfinished) {
     states.push_back(state.state);
     exit_codes.push_back(state.exit_code);
     parameters.push_back(plan.total);
-    embedding.push_back(plan.embedding);
+    embeddings.push_back(plan.embedding);
+    heads.push_back(plan.head);
     bodies.push_back(plan.body);
-    non_embedding.push_back(plan.body + plan.head);
     flops.push_back(plan.flops_per_token);
     training_flops.push_back(plan.training_flops_per_token);
-    tokens.push_back(plan.tokens);
+    tokens.push_back(plan.decayed_tokens.empty() ? plan.tokens : plan.decayed_tokens.back());
     seconds.push_back(SecondsOf(streams));
     values.push_back(plan.match ? plan.match->value : 0);
     residuals.push_back(plan.match ? plan.match->residual_percent : std::nan(""));
@@ -215,9 +216,8 @@ Collected Collect(const Study& study, bool unfinished) {
   for (const H5Column& column :
        {H5Column{"run_id", "1", run_ids}, H5Column{"state", "1", states},
         H5Column{"exit_code", "1", exit_codes}, H5Column{"parameters", "1", parameters},
-        H5Column{"body_parameters", "1", bodies},
-        H5Column{"non_embedding_parameters", "1", non_embedding},
-        H5Column{"flops_per_token", "FLOP/token", flops},
+        H5Column{"embedding_parameters", "1", embeddings}, H5Column{"head_parameters", "1", heads},
+        H5Column{"body_parameters", "1", bodies}, H5Column{"flops_per_token", "FLOP/token", flops},
         H5Column{"training_flops_per_token", "FLOP/token", training_flops},
         H5Column{"tokens", "token", tokens}, H5Column{"seconds", "s", seconds}}) {
     cells.columns.push_back(column);

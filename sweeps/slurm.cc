@@ -53,9 +53,8 @@ std::string SubmissionDirectory(const Study& study, int number) {
 // Slurm's ids begin again when its state is lost, so a job is known by its name: unique to the
 // place of the study and the submission.
 std::string JobName(const Study& study, int number) {
-  const std::string place = fs::weakly_canonical(study.directory).string();
-  return fmt::format("weft-{}-{}-{:08x}", study.name, number,
-                     static_cast<uint32_t>(std::hash<std::string>()(place)));
+  const std::string place = fs::weakly_canonical(fs::absolute(study.directory)).string();
+  return fmt::format("weft-{}-{}-{}", study.name, number, ChecksumHex(place).substr(0, 8));
 }
 
 std::vector<std::vector<std::string>> ReadTasks(const std::string& submission) {
@@ -205,9 +204,12 @@ int RunTask(const std::string& submission, int task, PoolOptions options) {
     options.threads = std::max(1, std::atoi(cpus) / options.jobs);
   const int signal = RunPool(study, cells, options);
   if (signal != 0) {
-    // SIGTERM comes from Slurm itself, which knows whether the job runs again.
-    if (const char* job = std::getenv("SLURM_JOB_ID"); job && signal == SIGUSR1) {
-      const Output requeue = Call({"scontrol", "requeue", job});
+    // SIGTERM comes from Slurm itself, which knows whether the job runs again. SLURM_JOB_ID of an
+    // array's last task is the id of the array too: requeueing that would run every task again.
+    const char *array = std::getenv("SLURM_ARRAY_JOB_ID"),
+               *index = std::getenv("SLURM_ARRAY_TASK_ID");
+    if (signal == SIGUSR1 && array && index) {
+      const Output requeue = Call({"scontrol", "requeue", Cat(array, "_", index)});
       if (requeue.exit_code != 0)
         fmt::print(stderr, "weft sweep: scontrol requeue: {}\n", requeue.error);
     }

@@ -137,7 +137,7 @@ std::string Explain(const Sweep& sweep, const Cell& cell, std::string message) {
 }
 
 std::string FailureFileOf(const Study& study, const PlannedCell& cell) {
-  return study.RunDirectoryOf(cell) + ".failure.json";
+  return study.directory + "/failures/" + cell.plan.run_id + ".json";
 }
 
 void CheckDistinct(const Sweep& sweep, const std::vector<PlannedCell>& cells) {
@@ -174,7 +174,9 @@ Study PlanStudy(const Sweep& sweep, const std::string& out, const std::string& t
   std::vector<DryRun> runs;
   Children children;
   const size_t n = sweep.cells.size();
-  const size_t processes = std::min(n, static_cast<size_t>(CoresOfProcess()));
+  // Measurements disturb each other.
+  const bool measures = sweep.match.quantity == "throughput";
+  const size_t processes = std::min(n, static_cast<size_t>(measures ? 1 : CoresOfProcess()));
   for (size_t p = 0; p < processes; ++p) {
     const size_t begin = n * p / processes, end = n * (p + 1) / processes;
     std::string questions;
@@ -276,6 +278,7 @@ Study ReadStudy(const std::string& directory) {
 void WriteFailure(const Study& study, const PlannedCell& cell, int exit_code,
                   const std::string& error) {
   const Json json = {{"exit_code", exit_code}, {"error", error}};
+  MakeDirectories(study.directory + "/failures");
   WriteFileAtomically(FailureFileOf(study, cell),
                       json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
 }

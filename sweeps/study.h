@@ -7,7 +7,7 @@
 //   sweep.h5               collected results, see collect.h
 //   <run-id>/              one run directory per cell
 //   <run-id>.stderr        what the cell says, while it runs or when it failed
-//   <run-id>.failure.json  why its last attempt failed
+//   failures/<run-id>.json why its last attempt failed
 //   slurm/<n>/             a submission to a cluster, see slurm.h
 //
 // All state is in these files: a process that is killed loses nothing.

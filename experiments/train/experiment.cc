@@ -238,10 +238,13 @@ Settings Experiment::LadderRules() const {
   const auto set = [&](const char* path, Setting::Value value) {
     rules.push_back({path, std::move(value), "ladder.parameters"});
   };
+  // What is beyond this is refused where the setting is applied.
+  const auto count = [](double x) { return static_cast<int64_t>(std::llround(std::min(x, 2e12))); };
+  constexpr int64_t kMostRows = 1000000;
   const double n = static_cast<double>(ladder.parameters), scale = n / 108e6;
   const double batch_tokens = std::round(2048.0 * 160 * std::cbrt(scale * scale));
-  int64_t rows =
-      std::max<int64_t>(1, std::llround(batch_tokens / static_cast<double>(train.length)));
+  int64_t rows = std::clamp<int64_t>(count(batch_tokens / static_cast<double>(train.length)), 1,
+                                     kMostRows + 1);
   const bool fixed = is_given("train.batch");
   if (fixed) rows = train.batch;
   // Micro-batches of equal size, for the sake of which the batch may change by a few rows.
@@ -259,11 +262,11 @@ Settings Experiment::LadderRules() const {
   const double tokens = static_cast<double>(rows * train.length);
   set("optim.lr", 0.0047 / std::cbrt(scale) / 2);
   set("optim.beta2", tokens >= 524288 ? 0.95 : 0.99);
-  set("optim.warmup", static_cast<int64_t>(std::llround(n / tokens)));
+  set("optim.warmup", count(n / tokens));
   std::vector<int64_t> periods;
   for (const double multiple : ladder.multiples) {
     periods.push_back(
-        std::llround(multiple * static_cast<double>(ladder.tokens_per_parameter) * n / tokens));
+        count(multiple * static_cast<double>(ladder.tokens_per_parameter) * n / tokens));
   }
   if (periods.empty()) Fail(ExitCode::kUsage, "ladder.multiples is empty; name at least one");
   if (is_given("optim.schedule") && optim.schedule != "wsds") {

@@ -126,8 +126,8 @@ const std::vector<Quantity>& Quantities() {
        "attention over the mean number of visible keys, recurrence, convolution; 2 per "
        "multiply-add; the embedding, norms, gates and softmax count nothing"},
       {"state", "byte", "decode state of one sequence of train.length tokens, f32"},
-      {"throughput", "token/s",
-       "of the training step, measured here: the median over --measure-steps steps"},
+      {"throughput", "token/s, measured here",
+       "of the training step: the median over --measure-steps steps"},
   };
   return all;
 }
@@ -144,9 +144,13 @@ std::string DefinitionsText() {
       "  norms            d each, two per block and one before the head\n"
       "  FLOPs per token  see flops below; in training: counted from the ops of one step, forward "
       "and backward\n"
-      "Mixers, per block: parameters; forward FLOPs per token; decode state in elements\n";
-  for (const MixerSpec& spec : AllMixers())
-    text += fmt::format("  {:<16} {}\n", spec.name, spec.counts ? spec.counts : "not stated");
+      "Mixers, per block: parameters, forward FLOPs per token, decode state in elements\n";
+  for (const MixerSpec& spec : AllMixers()) {
+    std::string counts = spec.counts ? spec.counts : "not stated";
+    for (size_t at = 0; (at = counts.find("; ", at)) != counts.npos;)
+      counts.replace(at, 2, fmt::format("\n{:19}", ""));
+    text += fmt::format("  {:<16} {}\n", spec.name, counts);
+  }
   text += "Quantities that --match takes:\n";
   for (const Quantity& q : Quantities())
     text += fmt::format("  {:<16} {} ({})\n", q.name, q.definition, q.unit);

@@ -118,6 +118,8 @@ const std::vector<Case> kCases = {
     {"PeriodsAndSteps", "", "finish --optim.schedule=wsds --optim.periods=4,6", 2,
      {"train.steps = 8, but the last of optim.periods ends at step 6"}},
     {"LadderTooSmall", "", "finish --ladder.parameters=1", 2, {"optim.periods"}},
+    {"LadderTooLarge", "", "finish --ladder.parameters=1000000000000000 --ladder.micro_batch=128", 2,
+     {"ladder.parameters: ", "out of range"}},
     {"LadderWithoutMultiples", "", "finish --ladder.parameters=100000 --ladder.multiples=[]", 2,
      {"ladder.multiples is empty"}},
     {"EvalNothing", "", "$eval", 2, {"RUN is required", "--help"}},

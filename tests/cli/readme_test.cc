@@ -50,9 +50,9 @@ std::string ScaledDown(std::string toml) {
 // nothing.
 void Furnish(const fs::path& folder) {
   for (const char* room : {"experiments", "sweeps"}) {
-    for (const auto& entry : fs::directory_iterator(kRoot / room)) {
+    for (const auto& entry : fs::recursive_directory_iterator(kRoot / room)) {
       if (entry.path().extension() != ".toml") continue;
-      SpillDeep(folder / room / entry.path().filename(), ScaledDown(Slurp(entry.path())));
+      SpillDeep(folder / fs::relative(entry.path(), kRoot), ScaledDown(Slurp(entry.path())));
     }
   }
   fs::create_symlink(kRoot / "kernels", folder / "kernels");

@@ -24,6 +24,7 @@
 #include "experiments/run/run_dir.h"
 #include "kernels/base/check.h"
 #include "sweeps/pool.h"
+#include "sweeps/slurm.h"
 #include "sweeps/study.h"
 #include "tests/process.h"
 
@@ -227,11 +228,12 @@ class SweepTest : public testing::Test {
   }
   std::string Read(const std::string& name) const { return ReadFile(root_ + "/" + name); }
 
-  pid_t Start(const std::string& arguments) const {
+  pid_t Start(const std::string& arguments, const std::string& environment = "") const {
     const pid_t pid = fork();
     if (pid == 0) {
       if (chdir(root_.c_str()) != 0) _exit(99);
-      const std::string command = "exec bin/weft-sweep " + arguments + " >out.txt 2>err.txt";
+      const std::string command =
+          "exec env " + environment + " $PWD/bin/weft-sweep " + arguments + " >out.txt 2>err.txt";
       execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
       _exit(98);
     }
@@ -697,6 +699,126 @@ TEST_F(SweepTest, ACellThatAsksTooOftenFails) {
   const Output output = Call("run s.toml");
   EXPECT_EQ(output.exit_code, 1);
   EXPECT_NE(output.err.find("a: failed with exit code 75"), std::string::npos) << output.err;
+}
+
+// Clusters: here sbatch, squeue and scontrol are scripts; tests/faults/slurm_test.cc has the real
+// ones.
+
+class SweepClusterTest : public SweepTest {
+ protected:
+  SweepClusterTest() {
+    Write("s.toml", std::string(kHead) + kVariants + "[axes]\nseed = [0, 1, 2]\n");
+    // sbatch runs every task at once; squeue tells what the test wants it to.
+    Script("sbatch", R"([ "$1" != --version ] || exit 0
+[ ! -e refuse ] || { echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1; }
+tasks=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\).*/\1/p' $2)
+[ -e wait ] || for task in $(seq 0 $tasks); do SLURM_ARRAY_TASK_ID=$task bash $2; done 2>&1
+echo '7;cluster'
+)");
+    Script("squeue",
+           "[ ! -e refuse ] || { echo 'squeue: error: no answer' >&2; exit 1; }\n"
+           "cat queue 2>/dev/null; true\n");
+    Script("scontrol", "echo \"$@\" >>scontrol.txt\n");
+  }
+  void Script(const std::string& name, const std::string& text) const {
+    Write("bin/" + name, "#!/bin/bash\n" + text);
+    fs::permissions(root_ + "/bin/" + name, fs::perms::owner_all);
+  }
+  Output Submit(const std::string& arguments = "") const {
+    return Finish(Start("submit s.toml --cluster=slurm " + arguments, "PATH=$PWD/bin:$PATH"));
+  }
+};
+
+TEST_F(SweepClusterTest, TasksHoldSeveralCells) {
+  Study study;
+  for (const double seconds : {50, 20, 20, 90, 10}) {
+    study.cells.emplace_back();
+    study.cells.back().plan.seconds = seconds;
+  }
+  using Tasks = std::vector<std::vector<size_t>>;
+  SlurmOptions options;
+  options.task_minutes = 1;
+  EXPECT_EQ(Pack(study, {0, 1, 2, 3, 4}, options), (Tasks{{0}, {1, 2}, {3}, {4}}));
+  options.jobs = 2;
+  EXPECT_EQ(Pack(study, {0, 1, 2, 3, 4}, options), (Tasks{{0, 1, 2}, {3, 4}}));
+  options.cells_per_task = 2;
+  EXPECT_EQ(Pack(study, {0, 1, 3, 4}, options), (Tasks{{0, 1}, {3, 4}}));
+  EXPECT_EQ(Pack(study, {}, options), Tasks{});
+  options.cells_per_task = 1;
+  std::vector<size_t> many(2500, 0);
+  EXPECT_LE(Pack(study, many, options).size(), kMostTasks);
+}
+
+TEST_F(SweepClusterTest, SubmitsWhatIsNotDoneAndNothingTwice) {
+  const Output dry = Submit("--dry-run --cells-per-task=4 --limit=3 --sbatch=--time=5");
+  EXPECT_EQ(dry.exit_code, 0) << dry.err;
+  for (const char* part : {"# task 1: attention/seed=2", "#SBATCH --array=0-1%3\n",
+                           "#SBATCH --time=5\n", "#SBATCH --requeue\n", "#SBATCH --signal=B:USR1@"})
+    EXPECT_NE(dry.out.find(part), std::string::npos) << part << " in:\n" << dry.out;
+  EXPECT_FALSE(fs::exists(root_ + "/runs"));
+
+  Write("wait", "");  // in the queue
+  const Output first = Submit("--cells-per-task=4");
+  EXPECT_EQ(first.exit_code, 0) << first.err;
+  EXPECT_EQ(first.out, "7\n");
+  EXPECT_NE(first.err.find("6 of 6 cells in 2 tasks"), std::string::npos) << first.err;
+  const std::string script = Read("runs/s/slurm/0/job.sh");
+  const size_t at = script.find("--job-name=") + 11;
+  const std::string name = script.substr(at, script.find('\n', at) - at);
+  Write("queue", name + " 0 PENDING\n" + name + " 1 RUNNING\nother 0 RUNNING\n");
+  EXPECT_NE(Submit().err.find("every cell is done, running or in the queue"), std::string::npos);
+
+  // Task 0 is over without a result.
+  Write("queue", name + " 0 COMPLETING\n" + name + " 1 RUNNING\n");
+  fs::remove(root_ + "/wait");
+  const Output second = Submit();
+  EXPECT_NE(second.err.find("4 of 6 cells in 1 tasks"), std::string::npos) << second.err;
+  EXPECT_EQ(Status()["counts"], (Json{{"done", 4}, {"queued", 2}}));
+  Write("queue", "");
+  EXPECT_NE(Submit().err.find("2 of 6 cells"), std::string::npos);
+  EXPECT_EQ(Status()["counts"], (Json{{"done", 6}}));
+  EXPECT_EQ(Call("collect s.toml").exit_code, 0);
+}
+
+TEST_F(SweepClusterTest, ATaskThatRunsOutOfTimeIsRequeued) {
+  Write("base.toml", "[fault]\nstep_ms = 100\n[train]\nsteps = 50\n");
+  Write("wait", "");
+  ASSERT_EQ(Submit("--cells-per-task=3").exit_code, 0);
+  const std::string task = "task runs/s/slurm/0 --task 1 --jobs 1";
+  const pid_t pid = Start(
+      task, "SLURM_ARRAY_JOB_ID=12 SLURM_ARRAY_TASK_ID=1 SLURM_JOB_ID=12 PATH=$PWD/bin:$PATH");
+  ASSERT_TRUE(Within(20s, [&] { return Status()["counts"].contains("running"); }));
+  kill(pid, SIGUSR1);
+  EXPECT_EQ(Finish(pid).exit_code, 75);
+  EXPECT_EQ(Read("scontrol.txt"), "requeue 12_1\n");
+  EXPECT_EQ(Status()["counts"], (Json{{"queued", 5}, {"stopped", 1}}));
+  EXPECT_EQ(Status()["cells"][3]["state"], "stopped");
+}
+
+TEST_F(SweepClusterTest, RefusesByName) {
+  const auto expect = [&](const Output& output, int code, const std::vector<std::string>& parts) {
+    EXPECT_EQ(output.exit_code, code) << output.err;
+    EXPECT_EQ(std::count(output.err.begin(), output.err.end(), '\n'), 1) << output.err;
+    for (const std::string& part : parts)
+      EXPECT_NE(output.err.find(part), std::string::npos) << part << " in: " << output.err;
+  };
+  expect(Call("submit s.toml"), 2, {"name the cluster with --cluster=slurm"});
+  expect(Call("submit s.toml --cluster=pbs"), 2, {"--cluster: pbs not in {slurm}"});
+  expect(Finish(Start("submit s.toml --cluster=slurm", "PATH=/nowhere")), 1,
+         {"there is no sbatch in PATH", "weft sweep run"});
+  EXPECT_FALSE(fs::exists(root_ + "/runs"));
+  Write("refuse", "");
+  expect(Submit(), 1,
+         {"sbatch refuses the job: sbatch: error: Unable to contact slurm controller"});
+  expect(Submit(), 1, {"squeue says nothing", "runs/s", "no answer"});
+  fs::remove(root_ + "/refuse");
+  ASSERT_EQ(Submit("--cells-per-task=6").exit_code, 0);
+  expect(Call("task runs/s/slurm/1 --task 1"), 2, {"runs/s/slurm/1: has tasks 0 to 0, not 1"});
+  expect(Call("task runs/s --task 0"), 3, {"runs/s/tasks.json: is missing"});
+  Write("runs/s/slurm/1/tasks.json", "[[\"no such run\"]]");
+  expect(Call("task runs/s/slurm/1 --task 0"), 3, {"1 of the 1 cells of task 0 are no longer in"});
+  Write("runs/s/slurm/1/tasks.json", "[[");
+  expect(Call("task runs/s/slurm/1 --task 0"), 3, {"tasks.json: is broken"});
 }
 
 // Signals

@@ -6,10 +6,12 @@
 
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "experiments/train/match.h"
 #include "experiments/train/trainer.h"
 #include "sweeps/sweep.h"
+#include "tests/cli/shell.h"
 
 namespace weft {
 namespace {
@@ -211,6 +213,30 @@ TEST(MiniLadder, IsMatched) {
   EXPECT_EQ(matched, 14);
   EXPECT_LT(least, 0.6e6);
   EXPECT_GT(most, 28e6);
+}
+
+// The programs say the same.
+TEST(MiniLadder, PlanSaysSo) {
+  Scratch scratch;
+  const ShellResult result =
+      Shell(scratch.path(), "'" WEFT_BIN_DIR "/weft-sweep' plan '" WEFT_SOURCE_DIR
+                            "/experiments/ladder/mini.toml' --json");
+  ASSERT_EQ(result.code, 0) << result.output;
+  const auto plan = nlohmann::json::parse(result.output);
+  ASSERT_EQ(plan.at("cells").size(), 35u);
+  std::map<std::string, double> bodies;  // of the transformers, by case
+  for (const auto& cell : plan.at("cells")) {
+    const double body = cell.at("parameters").at("body");
+    if (cell.at("variant") == "transformer") bodies[cell.at("case")] = body;
+    ASSERT_EQ(cell.at("decayed_tokens").size(), 5u);
+    EXPECT_LT(cell.at("decayed_tokens").back(), cell.at("tokens"));  // decays are taken back
+    if (!cell.contains("match")) continue;
+    const auto& match = cell.at("match");
+    EXPECT_EQ(match.at("reference"), bodies.at(cell.at("case")));
+    EXPECT_EQ(match.at("matched"), body);
+    EXPECT_LT(std::abs(match.at("residual_percent").get<double>()), 0.5);
+    EXPECT_EQ(cell.at("set").back(), Cat("model.d_ff=", match.at("value").get<int64_t>()));
+  }
 }
 
 }  // namespace

@@ -170,7 +170,7 @@ MixerSpec Spec_attention() {
           "softmax attention: multi-head or grouped-query, window, QK-norm, rotary embedding",
           [] { return std::unique_ptr<MixerConfig>(std::make_unique<AttentionConfig>()); },
           "2 d (H + G) K + QK-norms, (H + G) K (full) or 2 K (head); 2 * 2 d (H + G) K + 4 H K w; 2 "
-          "G K min(T, window): H heads, G kv_heads, K head_dim, w visible keys on average, (T + 1) "
+          "G K min(T, window); H heads, G kv_heads, K head_dim, w visible keys on average, (T + 1) "
           "/ 2 without a window"};
 }
 
