@@ -128,7 +128,17 @@ constexpr Coefficient kCoefficients[] = {
 };
 
 void DescribePoints(const Points& points, const Settings& s, Output& out) {
-  Json excluded = Json::array();
+  Json excluded = Json::array(), rows = Json::array();
+  for (const Point& p : points.points) {
+    rows.push_back({{"architecture", p.architecture},
+                    {"size", p.size},
+                    {"n", p.n},
+                    {"d", p.d},
+                    {"loss", p.loss},
+                    {"flops", p.flops},
+                    {"seed", p.seed},
+                    {"origin", p.origin}});
+  }
   for (const Excluded& e : points.excluded) excluded.push_back({{"what", e.what}, {"why", e.why}});
   std::vector<std::string> filters;
   for (const Filter& filter : s.read.filters) filters.push_back(filter.ToString());
@@ -137,7 +147,8 @@ void DescribePoints(const Points& points, const Settings& s, Output& out) {
                    {"count", points.points.size()},
                    {"architectures", points.Architectures()},
                    {"filters", filters},
-                   {"excluded", excluded}};
+                   {"excluded", excluded},
+                   {"rows", rows}};
   out.Say(fmt::format(
       "{} points of {}{}", points.points.size(), points.source,
       points.excluded.empty() ? "" : fmt::format(", {} excluded", points.excluded.size())));

@@ -22,7 +22,7 @@ std::string TextOf(const TableCell& cell) {
 
 std::string Written(Style style, double value) {
   if (std::isnan(value)) return "-";
-  if (std::isinf(value)) return value > 0 ? "never" : "-never";
+  if (std::isinf(value)) return style == Style::kRatio ? "inf" : "never";
   switch (style) {
     case Style::kRatio:
       return fmt::format("{:.2f}x", value);

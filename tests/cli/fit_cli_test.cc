@@ -1,11 +1,14 @@
 // links: weft_run
-// weft-fit as a user calls it: CSV files good and bad, sweeps with cells that failed, tables, JSON.
+// weft-fit as a user calls it: CSV files good and bad, sweeps with cells that failed, tables, JSON;
+// and weft-report, which draws what it says, in a browser where there is one.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
 
 #include "experiments/run/h5.h"
 #include "kernels/base/check.h"
@@ -304,11 +307,11 @@ struct Cell {
   int64_t labels = 4096;
 };
 
-// sweep.h5 as weft sweep collect writes it, two evaluations per cell.
+// sweep.h5 as weft sweep collect writes it, two evaluations and losses per cell.
 void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
   Integers index, seed, exit_code, n, body, tokens, cell, step, at, difficulty, labels;
   Texts variant, case_name, run_id, state, eval_variant, eval_case, name;
-  Numbers nll, accuracy, chance;
+  Numbers nll, accuracy, chance, flops, seconds, train_loss;
   for (size_t i = 0; i < cells.size(); ++i) {
     const Cell& c = cells[i];
     index.push_back(static_cast<int64_t>(i));
@@ -316,6 +319,7 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
     seed.push_back(c.seed), run_id.push_back(Cat("run", i)), state.push_back(c.state);
     exit_code.push_back(c.state == "done" ? 0 : c.state == "queued" ? -1 : 1);
     n.push_back(c.n), body.push_back(c.n / 2), tokens.push_back(c.tokens);
+    flops.push_back(2 * static_cast<double>(c.n)), seconds.push_back(10);
     if (c.state == "queued") continue;
     for (int64_t half = 1; half <= 2; ++half) {
       const int64_t d = half == 1 ? c.tokens / 2 : c.seen > 0 ? c.seen : c.tokens;
@@ -326,6 +330,7 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
       nll.push_back(Loss(static_cast<double>(c.n), static_cast<double>(d), B) *
                     (half == 2 ? c.factor : 1));
       accuracy.push_back(0.5), chance.push_back(NAN);
+      train_loss.push_back(nll.back());
     }
   }
   WriteH5(path,
@@ -339,7 +344,9 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
              {"exit_code", "1", exit_code},
              {"parameters", "1", n},
              {"body_parameters", "1", body},
-             {"tokens", "token", tokens}}},
+             {"tokens", "token", tokens},
+             {"flops_per_token", "FLOP/token", flops},
+             {"seconds", "s", seconds}}},
            {"/eval",
             {{"cell", "1", cell},
              {"variant", "1", eval_variant},
@@ -351,15 +358,25 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
              {"accuracy", "1", accuracy},
              {"nll", "nat/label", nll},
              {"labels", "label", labels},
-             {"chance", "1", chance}}}},
-          {{"/", {{"format", std::string("weft-sweep")}, {"axes", Texts{"seed"}}}}});
+             {"chance", "1", chance}}},
+           {"/train",
+            {{"cell", "1", cell},
+             {"step", "step", step},
+             {"tokens", "token", at},
+             {"loss", "nat/label", train_loss}}}},
+          {{"/",
+            {{"format", std::string("weft-sweep")},
+             {"study", std::string("ladder")},
+             {"question", std::string("Which needs fewer tokens?")},
+             {"axes", Texts{"seed"}}}}});
 }
 
-std::vector<Cell> Cells() {
+std::vector<Cell> Cells(const Numbers& sizes = {std::begin(kSizes), std::end(kSizes)},
+                        const Numbers& token_counts = {std::begin(kTokens), std::end(kTokens)}) {
   std::vector<Cell> cells;
   for (const char* variant : {"attention", "gdn"}) {
-    for (const double n : kSizes) {
-      for (const double d : kTokens) {
+    for (const double n : sizes) {
+      for (const double d : token_counts) {
         for (int64_t seed = 0; seed < 2; ++seed) {
           cells.push_back({variant, static_cast<int64_t>(n), static_cast<int64_t>(d), seed});
           cells.back().factor = 1 + 0.001 * static_cast<double>(seed);
@@ -482,6 +499,131 @@ train.steps = [4, 16, 64]
   EXPECT_EQ(json["points"]["excluded"].size(), 0u);
   ASSERT_EQ(json["fits"].size(), 2u);
   EXPECT_GT(json["fits"][0]["r_squared"], 0.5);
+}
+
+// The report
+
+Result Report(const Scratch& scratch, std::vector<std::string> arguments) {
+  const std::vector<std::string> head = {WEFT_SOURCE_DIR "/analysis/weft-report", "--fit",
+                                         Program("fit")};
+  arguments.insert(arguments.begin(), head.begin(), head.end());
+  Process process(scratch.path(), arguments);
+  const int code = process.Wait();
+  return {code, process.out(), process.err()};
+}
+
+// One cell failed; sizes and token counts such that budgets have several sizes.
+void WriteLadder(const Scratch& scratch) {
+  std::vector<Cell> cells = Cells({1.5e7, 3e7, 6e7, 1.2e8}, {1e9, 2e9, 4e9, 8e9});
+  cells[3].state = "failed";
+  std::filesystem::create_directories(scratch / "ladder");
+  WriteSweep(scratch / "ladder/sweep.h5", cells);
+  SpillDeep(scratch / "ladder/run0/resolved.toml", "seed = 0  # <default>\n");
+  SpillDeep(scratch / "ladder/run0/environment.json", "{\"git_commit\": \"0123\"}\n");
+}
+
+const std::set<std::string> kFigures = {"training", "loss-tokens", "loss-flops", "surface",
+                                        "savings",  "isoflop",     "cost"};
+
+std::set<std::string> Matches(const std::string& text, const char* pattern) {
+  std::set<std::string> all;
+  const std::regex regex(pattern);
+  for (std::sregex_iterator m(text.begin(), text.end(), regex), end; m != end; ++m)
+    all.insert((*m)[1]);
+  return all;
+}
+
+TEST(Report, HoldsFiguresTablesSettingsAndNothingFromTheNetwork) {
+  Scratch scratch;
+  WriteLadder(scratch);
+  const Result r = Report(scratch, {"ladder", "-o", "out/report.html", "--bootstrap", "20"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const std::string page = Slurp(scratch / "out/report.html");
+  EXPECT_EQ(Matches(page, "data-figure=\"([a-z-]+)\""), kFigures);
+  EXPECT_EQ(Matches(page, "data-table=\"([a-z-]+)\""),
+            (std::set<std::string>{"excluded", "frontier", "laws", "left-out", "match", "parity",
+                                   "points", "runs", "savings", "text", "tokens"}));
+  EXPECT_EQ(Matches(page, "((?:src|href)=\"[^#][^\"]*)"), std::set<std::string>());
+  EXPECT_EQ(page.find("<script"), page.npos);
+  EXPECT_EQ(page.find("@import"), page.npos);
+  for (const char* part :
+       {"Which needs fewer tokens?", "64 cells: 63 done, 1 failed.", "failed, exit code 1",
+        "seed = 0  # &lt;default&gt;", "&quot;git_commit&quot;", "run63"}) {
+    EXPECT_NE(page.find(part), page.npos) << part;
+  }
+  // Its law is weft fit's.
+  const Result fit = Fit(scratch, {"ladder", "--bootstrap=20", "--json"});
+  const double beta = Json::parse(fit.out)["fits"][1]["beta"];
+  EXPECT_NE(page.find("<td title=\"" + Json(beta).dump().substr(0, 12)), page.npos) << beta;
+  // Twice the same bytes.
+  Report(scratch, {"ladder", "-o", "again.html", "--bootstrap", "20"});
+  EXPECT_EQ(page, Slurp(scratch / "again.html"));
+}
+
+TEST(Report, ErrorsAreOneLine) {
+  Scratch scratch;
+  WriteLadder(scratch);
+  std::filesystem::create_directories(scratch / "empty");
+  Spill(scratch / "file", "");
+  for (const auto& [arguments, code, part] :
+       {std::tuple{std::vector<std::string>{"none"}, 3, "none: there is no such file"},
+        {{"empty"}, 3, "empty: has no sweep.h5"},
+        {{"ladder", "-o", "file/report.html"}, 1, "file/report.html: cannot write"}}) {
+    const Result r = Report(scratch, arguments);
+    EXPECT_EQ(r.code, code) << r.err;
+    EXPECT_EQ(Lines(r.err).size(), 1u) << r.err;
+    EXPECT_NE(r.err.find(part), r.err.npos) << r.err;
+  }
+}
+
+TEST(Report, ASweepThatCannotBeFittedSaysWhy) {
+  Scratch scratch;
+  WriteSweep(scratch / "sweep.h5", Cells({1e8}, {1e9, 2e9}));
+  const Result r = Report(scratch, {scratch.path(), "--bootstrap", "5"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const std::string page = Slurp(scratch / "report.html");
+  EXPECT_NE(page.find("No law was fitted: architecture attention: found 4 points"), page.npos);
+  EXPECT_EQ(Matches(page, "data-figure=\"([a-z-]+)\""),
+            (std::set<std::string>{"training", "cost"}));
+}
+
+// Every figure has a place on the page and marks within it, as the browser lays them out.
+TEST(Report, ABrowserDrawsEveryFigure) {
+  Scratch scratch;
+  const std::string browser =
+      Shell(scratch.path(),
+            "for b in chromium-headless-shell chromium chromium-browser google-chrome; do "
+            "command -v $b && break; done || true")
+          .output;
+  if (browser.empty()) {
+    GTEST_SKIP()
+        << "NO BROWSER: the report was not looked at. Install chromium to have its figures checked";
+  }
+  WriteLadder(scratch);
+  const Result r = Report(scratch, {"ladder", "--bootstrap", "5"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  Spill(scratch / "seen.html", Slurp(scratch / "report.html") + R"(<pre id="seen"></pre><script>
+const seen = document.getElementById("seen");
+for (const figure of document.querySelectorAll("figure[data-figure]")) {
+  const box = figure.querySelector("svg").getBoundingClientRect();
+  let marks = 0;
+  for (const mark of figure.querySelectorAll("svg path, svg use, svg text")) {
+    const m = mark.getBoundingClientRect();
+    if (m.width + m.height > 0 && m.right > box.left && m.left < box.right && m.bottom > box.top &&
+        m.top < box.bottom) ++marks;
+  }
+  if (box.width > 200 && box.height > 100 && marks > 20) seen.textContent += "[" + figure.dataset.figure + "]";
+}
+</script>)");
+  const ShellResult dom = Shell(
+      scratch.path(),
+      "timeout 120 " + browser.substr(0, browser.find('\n')) +
+          " --headless --no-sandbox --disable-gpu --dump-dom file://$PWD/seen.html 2>/dev/null");
+  ASSERT_EQ(dom.code, 0) << dom.output.substr(0, 2000);
+  const size_t at = dom.output.find("<pre id=\"seen\">");
+  ASSERT_NE(at, dom.output.npos);
+  EXPECT_EQ(Matches(dom.output.substr(at, dom.output.find("</pre>", at) - at), "\\[([a-z-]+)\\]"),
+            kFigures);
 }
 
 }  // namespace

@@ -63,6 +63,9 @@ void Furnish(const fs::path& folder) {
         "/weft-'$1\n"
         "[ $1 != plot ] || program='" WEFT_SOURCE_DIR
         "/analysis/weft-plot'\n"
+        "[ $1 != report ] || { program='" WEFT_SOURCE_DIR
+        "/analysis/weft-report'; set -- \"$@\" --fit '" WEFT_BIN_DIR
+        "/weft-fit'; }\n"
         "shift\n"
         "exec \"$program\" \"$@\"\n");
   fs::permissions(folder / "weft", fs::perms::owner_all);
@@ -74,7 +77,7 @@ TEST(Readme, TheTourRuns) {
   const std::string tour = Replaced(Blocks("sh"), "--train\\.steps=[0-9]+", "--train.steps=2");
   for (const char* command :
        {"task list", "task sample", "params", "train experiments/text.toml", "train --resume",
-        "eval", "sweep plan", "sweep run", "sweep status", "plot", "fit"}) {
+        "eval", "sweep plan", "sweep run", "sweep status", "plot", "fit", "report"}) {
     EXPECT_NE(tour.find("./weft " + std::string(command)), tour.npos)
         << "the tour does not show weft " << command;
   }
@@ -85,6 +88,7 @@ TEST(Readme, TheTourRuns) {
     EXPECT_NE(r.output.find(part), r.output.npos) << "\"" << part << "\" is not in:\n" << r.output;
   }
   EXPECT_TRUE(fs::exists(folder / "runs/quickstart/accuracy.png")) << r.output;
+  EXPECT_TRUE(fs::exists(folder / "report.html")) << r.output;
 
   const std::string python = Blocks("python");
   ASSERT_FALSE(python.empty());
