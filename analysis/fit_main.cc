@@ -14,6 +14,7 @@
 #include "analysis/fit/frontier.h"
 #include "analysis/fit/parity.h"
 #include "analysis/fit/points.h"
+#include "analysis/fit/repetition.h"
 #include "analysis/fit/table.h"
 #include "experiments/run/files.h"
 #include "experiments/run/program.h"

@@ -92,7 +92,7 @@ ParityTable TokensToParity(std::span<const Point> curves, const std::string& ref
       Parity row{size, architecture, theirs.back().second, theirs.back().first};
       Cross(mine, row.target, row.first, row.for_good);
       row.seeds = static_cast<int>(std::min(seeds.size(), base->second.size()));
-      if (seeds.size() > 1 && base->second.size() > 1) {
+      if (options.draws > 0 && seeds.size() > 1 && base->second.size() > 1) {
         row.has_interval = true;
         std::vector<double> shares;
         for (int draw = 0; draw < options.draws; ++draw) {

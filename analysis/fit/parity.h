@@ -19,7 +19,7 @@ struct Parity {
   // infinity if it never does. Not below the first measurement.
   double first = 0, for_good = 0;
   int seeds = 1;              // the smaller number of the two
-  bool has_interval = false;  // both have several seeds
+  bool has_interval = false;  // both have several seeds, and there are draws
   Interval share;             // of first / reference_tokens, resampling seeds
 };
 

@@ -99,10 +99,17 @@ double Number(std::string_view text, const std::string& place, const std::string
   return value;
 }
 
+// Beyond these no number is a count or a loss, in any unit, and squares would leave the range of
+// doubles.
+constexpr double kLeast = 1e-9, kMost = 1e40;
+
 double Positive(std::string_view text, const std::string& place, const std::string& column) {
   const double value = Number(text, place, column);
-  if (!(value > 0)) {
+  if (!(value > 0))
     Fail(ExitCode::kData, place, ": ", column, " is ", text, ", expected a number above 0");
+  if (value < kLeast || value > kMost) {
+    Fail(ExitCode::kData, place, ": ", column, " is ", text, ", expected a number from ", kLeast,
+         " to ", kMost);
   }
   return value;
 }

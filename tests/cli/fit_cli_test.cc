@@ -89,6 +89,7 @@ const std::vector<BadFile> kBadFiles = {
     {"ZeroLoss", With(4, "slow,3e7,1e9,0"), 3, {"a.csv:4: loss is 0, expected a number above 0"}},
     {"NegativeLoss", With(4, "slow,3e7,1e9,-2.5"), 3, {"a.csv:4: loss is -2.5, expected a number above 0"}},
     {"ZeroTokens", With(4, "slow,3e7,0,3"), 3, {"a.csv:4: d is 0, expected a number above 0"}},
+    {"HugeSize", With(4, "slow,1e300,1e9,3"), 3, {"a.csv:4: n is 1e300, expected a number from 1e-09 to 1e+40"}},
     {"RowTooShort", With(6, "slow,3e7,1e9"), 3, {"a.csv:6: has 3 cells, expected 4"}},
     {"RowTooLong", With(6, "slow,3e7,1e9,3,4"), 3, {"a.csv:6: has 5 cells, expected 4"}},
     {"OpenQuote", With(6, "\"slow,3e7,1e9,3"), 3, {"a.csv:6: a quotation mark is never closed"}},

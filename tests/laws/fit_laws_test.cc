@@ -17,6 +17,7 @@
 #include "analysis/fit/chinchilla.h"
 #include "analysis/fit/frontier.h"
 #include "analysis/fit/parity.h"
+#include "analysis/fit/repetition.h"
 #include "kernels/base/rng.h"
 #include "tests/errors.h"
 
