@@ -261,10 +261,12 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
 
   const std::vector<double> cell = eval.Numbers("cell"), step = eval.Numbers("step"),
                             tokens = eval.Numbers("tokens"), nll = eval.Numbers("nll"),
-                            labels = eval.Numbers("labels");
+                            labels = eval.Numbers("labels"), decayed = eval.Numbers("decayed");
   const auto names = texts(eval, "name");
   std::set<std::string> known_names(names.begin(), names.end());
-  std::map<size_t, size_t> last;  // of a cell, its row of /eval
+  // Of a cell, its rows of /eval: those of decayed weights, where the schedule decays at several
+  // token counts, or else the last.
+  std::map<size_t, std::vector<size_t>> finals;
   for (size_t r = 0; r < cell.size(); ++r) {
     if (names[r] != options.evaluation) continue;
     const auto i = static_cast<size_t>(cell[r]);
@@ -272,8 +274,12 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
       Fail(ExitCode::kData, path, ": /eval names cell ", cell[r], ", but /cells has ",
            templates.size(), " rows");
     }
-    if (const auto found = last.find(i); found == last.end() || step[r] >= step[found->second])
-      last[i] = r;
+    std::vector<size_t>& rows = finals[i];
+    const bool are_decayed = !rows.empty() && decayed[rows.front()] != 0;
+    if (decayed[r] != 0 && are_decayed)
+      rows.push_back(r);
+    else if (decayed[r] != 0 || (!are_decayed && (rows.empty() || step[r] >= step[rows.front()])))
+      rows = {r};
     if (states[i] != "done" || !(tokens[r] > 0) || !(nll[r] > 0) || !std::isfinite(nll[r]))
       continue;
     Point point = templates[i];
@@ -288,23 +294,33 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
     const auto exclude = [&](const std::string& why) {
       all.excluded.push_back({point.origin, why});
     };
-    const auto found = last.find(i);
+    const auto found = finals.find(i);
     if (states[i] != "done") {
       exclude(Cat(states[i], exit_codes[i] >= 0 ? Cat(", exit code ", exit_codes[i]) : ""));
-    } else if (found == last.end()) {
+      continue;
+    }
+    if (found == finals.end()) {
       exclude("has no evaluation \"" + options.evaluation + "\"");
-    } else if (const size_t r = found->second; !std::isfinite(nll[r]) || !(nll[r] > 0)) {
-      exclude(Cat("its loss is ", nll[r]));
-    } else if (tokens[r] < planned[i]) {
-      exclude(Cat("its last evaluation is at ", tokens[r], " of ", planned[i], " tokens"));
-    } else if (!(point.n > 0) || !(tokens[r] > 0)) {
-      exclude(Cat("n is ", point.n, ", d is ", tokens[r]));
-    } else {
-      point.d = tokens[r];
-      point.loss = nll[r];
-      point.flops = 6 * point.n * point.d;
-      by_labels[labels[r]].push_back(i);
-      all.points.push_back(point);
+      continue;
+    }
+    double most = 0;
+    for (const size_t r : found->second) most = std::max(most, tokens[r]);
+    if (most < planned[i]) {
+      exclude(Cat("its last evaluation is at ", most, " of ", planned[i], " tokens"));
+      continue;
+    }
+    for (const size_t r : found->second) {
+      if (!std::isfinite(nll[r]) || !(nll[r] > 0)) {
+        exclude(Cat("its loss is ", nll[r]));
+      } else if (!(point.n > 0) || !(tokens[r] > 0)) {
+        exclude(Cat("n is ", point.n, ", d is ", tokens[r]));
+      } else {
+        point.d = tokens[r];
+        point.loss = nll[r];
+        point.flops = 6 * point.n * point.d;
+        by_labels[labels[r]].push_back(i);
+        all.points.push_back(point);
+      }
     }
   }
   if (!known_names.contains(options.evaluation) && !known_names.empty()) {

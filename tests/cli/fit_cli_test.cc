@@ -306,11 +306,12 @@ struct Cell {
   double factor = 1;  // on the loss of the last evaluation
   int64_t seen = 0;   // tokens at the last evaluation; 0 = all
   int64_t labels = 4096;
+  bool decays = false;  // before every evaluation
 };
 
 // sweep.h5 as weft sweep collect writes it, two evaluations and losses per cell.
 void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
-  Integers index, seed, exit_code, n, body, tokens, cell, step, at, difficulty, labels;
+  Integers index, seed, exit_code, n, body, tokens, cell, step, at, decayed, difficulty, labels;
   Texts variant, case_name, run_id, state, eval_variant, eval_case, name;
   Numbers nll, accuracy, chance, flops, seconds, train_loss;
   for (size_t i = 0; i < cells.size(); ++i) {
@@ -325,6 +326,7 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
     for (int64_t half = 1; half <= 2; ++half) {
       const int64_t d = half == 1 ? c.tokens / 2 : c.seen > 0 ? c.seen : c.tokens;
       cell.push_back(static_cast<int64_t>(i)), step.push_back(half), at.push_back(d);
+      decayed.push_back(c.decays);
       eval_variant.push_back(c.variant), eval_case.push_back(""), name.push_back("text");
       difficulty.push_back(0), labels.push_back(c.labels);
       const double B = c.variant == "gdn" ? 360 : 410;
@@ -354,6 +356,7 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
              {"case", "1", eval_case},
              {"step", "step", step},
              {"tokens", "token", at},
+             {"decayed", "1", decayed},
              {"name", "1", name},
              {"difficulty", "1", difficulty},
              {"accuracy", "1", accuracy},
@@ -432,6 +435,17 @@ TEST(FitCli, ASweepIsFittedWithoutItsUnfinishedCells) {
   const Result eval = Fit(scratch, {"sweep.h5", "--eval=recall"});
   EXPECT_EQ(eval.code, 2);
   EXPECT_NE(eval.err.find("--eval is \"recall\", expected one of text"), eval.err.npos) << eval.err;
+}
+
+// A schedule that decays at several token counts yields a point at each, another one at its end.
+TEST(FitCli, EveryDecayOfARunIsAPoint) {
+  Scratch scratch;
+  std::vector<Cell> cells = Cells();
+  for (Cell& cell : cells) cell.decays = cell.seed == 1;
+  WriteSweep(scratch / "sweep.h5", cells);
+  const Result r = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(Json::parse(r.out)["points"]["count"], cells.size() * 3 / 2);
 }
 
 TEST(FitCli, ASweepWithoutFinishedCellsOrWithOtherTextIsRefused) {
