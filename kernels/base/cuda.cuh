@@ -113,6 +113,10 @@ __device__ inline float FastReciprocal(float x) {
   return y;
 }
 
+__device__ inline uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
 // Sum over the 32 lanes, in every lane, always in the same order.
 template <class T>
 __device__ inline T WarpSum(T x) {

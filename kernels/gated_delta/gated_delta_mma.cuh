@@ -63,9 +63,6 @@ __device__ inline void Mma(Tile& d, const SplitFragment& a, const SplitFragment&
   Mma(d, a.high, b);
 }
 
-__device__ inline uint32_t SharedAddress(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 __device__ inline Fragment LoadMatrix(const BF16* p) {
   Fragment f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
