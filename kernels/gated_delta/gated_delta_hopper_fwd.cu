@@ -1,0 +1,333 @@
+// The forward on sm_90a, one kernel. A block has the value columns of one head, 64 per warpgroup,
+// for all chunks of a segment of the sequence. Warpgroup 0 loads keys, queries and values by TMA
+// and prepares chunk after chunk; the others hold S^T [64, K] in registers and take the left
+// operand of every product from registers, the right one from shared memory.
+
+#include "kernels/gated_delta/gated_delta_hopper.cuh"
+
+namespace weft::gated_delta {
+namespace {
+
+template <int kWidth, int kValueGroups>
+struct ForwardPlan {
+  static constexpr int kKeys = kWidth, kGroups = kValueGroups;
+  static constexpr int kThreads = (1 + kGroups) * kGroup;
+  static constexpr int kBlocksPerSM = kGroups == 1 ? 2 : 1;
+  static constexpr int kStages = 3, kTiles = kGroups == 1 ? 1 : 2;
+  // Of a preparing and of another thread.
+  static constexpr int kFewer = kGroups == 1 ? 88 : kGroups == 2 ? 96 : 80;
+  static constexpr int kMore = kGroups == 1 ? 168 : kGroups == 2 ? 208 : 144;
+
+  struct alignas(1024) Stage {
+    BF16 k[kC * kKeyWidth<kKeys>], q[kC * kKeyWidth<kKeys>];
+    BF16 v[kGroups][kSquare];  // y in the end
+  };
+  struct Shared {
+    Stage stages[kStages];
+    Prepared tiles[kTiles];
+    Diagonal diagonal;
+    Barrier full[kStages], empty[kStages], ready[kTiles], taken[kTiles];
+  };
+};
+
+struct Maps {
+  CUtensorMap q, k, v, y;
+};
+
+// The chunks of one block.
+struct Span {
+  int b, h, v, first, end;
+
+  __device__ Span(const Sizes& s, int chunks_per_segment, int values_per_block) {
+    h = blockIdx.x % s.H;
+    b = blockIdx.x / s.H;
+    v = blockIdx.y * values_per_block;
+    first = blockIdx.z * chunks_per_segment;
+    end = min(first + chunks_per_segment, s.chunks);
+  }
+};
+
+template <class Plan>
+__device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const Span& span,
+                               typename Plan::Shared& shared) {
+  constexpr int kKeys = Plan::kKeys;
+  const bool first_warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0) == 0;
+  Ring<Plan::kStages> loads, stages;
+  Ring<Plan::kTiles> tiles;
+  const auto load = [&](int n) {  // by one thread
+    const Chunk c(f, span.b, n, span.h);
+    auto& stage = shared.stages[loads.stage];
+    Barrier& full = shared.full[loads.stage];
+    Wait(shared.empty[loads.stage], loads.parity ^ 1);
+    ArriveAndExpect(full, sizeof(stage.k) + sizeof(stage.q) + sizeof(stage.v));
+    LoadKeys<kKeys>(stage.k, maps.k, c, full);
+    LoadKeys<kKeys>(stage.q, maps.q, c, full);
+    LoadTile<Plan::kGroups * kWidePanel>(stage.v[0], maps.v, kC, c.b, c.h, c.begin, full, span.v);
+    loads.Next();
+  };
+  GatePair gates;
+  if (first_warp) {
+    if (threadIdx.x == 0) load(span.first);
+    gates = GatePair(f, Chunk(f, span.b, span.first, span.h));
+  }
+  for (int n = span.first; n < span.end; ++n, stages.Next(), tiles.Next()) {
+    const auto& stage = shared.stages[stages.stage];
+    Prepared& tile = shared.tiles[tiles.stage];
+    Wait(shared.full[stages.stage], stages.parity);
+    Wait(shared.taken[tiles.stage], tiles.parity ^ 1);
+    Prepare<kKeys>(stage.k, stage.q, f.scale, tile, shared.diagonal, 1, [&] {
+      if (!first_warp) return;
+      ScanGates(gates, tile.gates);
+      if (n + 1 == span.end) return;
+      // Into the stage of chunk n - 2, which is no longer used when the tile of n is prepared.
+      if (threadIdx.x == 0) load(n + 1);
+      __syncwarp();
+      gates = GatePair(f, Chunk(f, span.b, n + 1, span.h));
+    });
+    FenceShared();
+    __syncwarp();
+    Release(shared.ready[tiles.stage]);
+  }
+}
+
+// Of an accumulator's columns, which are tokens: the numbers for this lane's columns of block j.
+__device__ inline float2 Tokens(const float* by, int j) {
+  return *reinterpret_cast<const float2*>(by + 8 * j + threadIdx.x % 4 * 2);
+}
+template <int kN>
+__device__ inline void PackLeft(const float (&x)[kN / 8][4], uint32_t (&a)[kN / 16][4]) {
+#pragma unroll
+  for (int k = 0; k < kN / 16; ++k) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float(&from)[4] = x[2 * k + i / 2];
+      a[k][i] = PackPair(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+    }
+  }
+}
+
+template <class Plan>
+__global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
+    HopperForward(const __grid_constant__ Forward<BF16> f, const __grid_constant__ Maps maps,
+                  int chunks_per_segment) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr int kKeys = Plan::kKeys;
+  auto& shared = SharedMemory<typename Plan::Shared>();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Plan::kStages; ++i) {
+      Init(shared.full[i], 1);
+      Init(shared.empty[i], Plan::kGroups);
+    }
+    for (int i = 0; i < Plan::kTiles; ++i) {
+      Init(shared.ready[i], kGroup / kWarp);
+      Init(shared.taken[i], Plan::kGroups * kGroup / kWarp);
+    }
+    FenceInit();
+  }
+  __syncthreads();
+  const Span span(f, chunks_per_segment, Plan::kGroups * kGroupRows);
+  const int group = GroupIndex() - 1;
+  if (group < 0) {
+    FewerRegisters<Plan::kFewer>();
+    LoadAndPrepare<Plan>(f, maps, span, shared);
+  } else {
+    MoreRegisters<Plan::kMore>();
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
+    const bool leader = threadIdx.x % kGroup == 0;
+    const int row = span.v + group * kGroupRows + RowInGroup();
+    // Where a lane reads and writes 16 x 16 blocks of values, [token][column].
+    const int block_at = InPanel(lane % 8 + lane / 16 * 8, 16 * warp + lane / 8 % 2 * 8);
+    float s[kKeys / 8][4];
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int k = 8 * j + lane % 4 * 2 + e % 2, v = row + e / 2 * 8;
+        s[j][e] = f.initial && v < f.V ? f.initial(span.b, span.h, k)[v] : 0;
+      }
+    }
+    Ring<Plan::kStages> stages;
+    Ring<Plan::kTiles> tiles;
+    Barrier* before = nullptr;  // of the stage from which y is still stored
+    for (int n = span.first; n < span.end; ++n, stages.Next(), tiles.Next()) {
+      auto& stage = shared.stages[stages.stage];
+      const Prepared& tile = shared.tiles[tiles.stage];
+      const Gates& gates = tile.gates;
+      BF16* values = stage.v[group] + block_at;
+      uint32_t left[kKeys / 16][4];
+      PackLeft<kKeys>(s, left);
+      if (f.states) {
+        BF16* to = f.states(span.b, n, span.h) + int64_t{row} * kKeys + NeighbourColumn();
+#pragma unroll
+        for (int k = 0; k < kKeys / 16; ++k) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const auto [low, high] = Exchange(left[k][r], left[k][2 + r]);
+            if (row + 8 * r < f.V)
+              *reinterpret_cast<uint2*>(to + 8 * r * kKeys + 16 * k) = {low, high};
+          }
+        }
+      }
+      float read[kC / 8][4], y[kC / 8][4];
+      const auto read_state = [&](float(&sum)[kC / 8][4], const BF16* rows) {
+        Begin(sum);
+#pragma unroll
+        for (int d = 0; d < kKeys; d += 16) {
+          Products<kC>::Step<false>(sum, left[d / 16], AlongKeys<kKeys>(rows, d), d > 0);
+        }
+        Commit();
+      };
+      Wait(shared.full[stages.stage], stages.parity);
+      read_state(read, stage.k);
+      if (leader && before) {
+        WaitForStores();
+        Arrive(*before);
+      }
+      before = &shared.empty[stages.stage];
+      __syncwarp();
+      Wait(shared.ready[tiles.stage], tiles.parity);
+      Finish<0>(read);
+      uint32_t rows[kC / 16][4];
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+        const Fragment v = LoadMatrixTransposed(values + 16 * t * kWidePanel);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int j = 2 * t + i / 2;
+          const float2 start = Tokens(gates.from_start, j), beta = Tokens(gates.beta, j);
+          const float2 value = UnpackPair(v.at[i]);
+          const float* part = &read[j][i % 2 * 2];
+          rows[t][i] = PackPair(beta.x * (value.x - start.x * part[0]),
+                                beta.y * (value.y - start.y * part[1]));
+        }
+      }
+      // U^T = R^T X^T, of which X's blocks from the diagonal on are there.
+      float u[kC / 8][4];
+      Begin(u);
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+        const auto step = [&](const BF16* x, bool add) {
+          if (t == 0) Products<64>::Step<false>(u, rows[0], Square(x, 0, 0), add);
+          if (t == 1) Products<48>::Step<false>(u + 2, rows[1], Square(x, 16, 16), true);
+          if (t == 2) Products<32>::Step<false>(u + 4, rows[2], Square(x, 32, 32), true);
+          if (t == 3) Products<16>::Step<false>(u + 6, rows[3], Square(x, 48, 48), true);
+        };
+        step(tile.x_high, false);
+        step(tile.x_low, true);
+      }
+      Commit();
+      const float whole = gates.Whole();
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[j][e] *= whole;
+      }
+      Finish<0>(u);
+      uint32_t written[kC / 16][4];
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int j = 2 * t + i / 2;
+          const float2 end = Tokens(gates.to_end, j);
+          const float* part = &u[j][i % 2 * 2];
+          written[t][i] = PackPair(part[0], part[1]);
+          rows[t][i] = PackPair(end.x * part[0], end.y * part[1]);
+        }
+      }
+      read_state(y, stage.q);
+      Begin(s);
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+        Products<kKeys>::template Step<true>(s, rows[t], AlongTokens<kKeys>(stage.k, 16 * t), true);
+      }
+      Commit();
+      Finish<1>(y);
+#pragma unroll
+      for (int j = 0; j < kC / 8; ++j) {
+        const float2 start = Tokens(gates.from_start, j);
+        const float x = f.scale * start.x, z = f.scale * start.y;
+        y[j][0] *= x, y[j][1] *= z, y[j][2] *= x, y[j][3] *= z;
+      }
+      Begin(y);
+      Products<64>::Step<false>(y, written[0], Square(tile.p, 0, 0), true);
+      Products<48>::Step<false>(y + 2, written[1], Square(tile.p, 16, 16), true);
+      Products<32>::Step<false>(y + 4, written[2], Square(tile.p, 32, 32), true);
+      Products<16>::Step<false>(y + 6, written[3], Square(tile.p, 48, 48), true);
+      Commit();
+      Finish<0>(s, y);
+      Release(shared.taken[tiles.stage]);
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+        const Fragment out = {
+            PackPair(y[2 * t][0], y[2 * t][1]), PackPair(y[2 * t][2], y[2 * t][3]),
+            PackPair(y[2 * t + 1][0], y[2 * t + 1][1]), PackPair(y[2 * t + 1][2], y[2 * t + 1][3])};
+        StoreMatrixTransposed(out, values + 16 * t * kWidePanel);
+      }
+      FenceShared();
+      Meet(2 + group, kGroup);
+      if (leader) {
+        const Chunk c(f, span.b, n, span.h);
+        StorePanel(maps.y, stage.v[group], c.b, c.h, c.begin, span.v + group * kWidePanel);
+        CommitStores();
+      }
+    }
+    if (f.final_state && span.end == f.chunks) {
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int k = 8 * j + lane % 4 * 2 + e % 2, v = row + e / 2 * 8;
+          if (v < f.V) f.final_state(span.b, span.h, k)[v] = s[j][e];
+        }
+      }
+    }
+    if (leader) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+  }
+#else
+  __trap();
+#endif
+}
+
+template <int kKeys, int kGroups>
+void Launch(CudaStream& stream, const GatedDeltaFwd& op) {
+  using Plan = ForwardPlan<kKeys, kGroups>;
+  constexpr int kBytes = sizeof(typename Plan::Shared) + 1024;
+  const Forward<BF16> f(op);
+  const Maps maps = {TileMap(stream, op.q, kC, kKeyPanel<kKeys>),
+                     TileMap(stream, op.k, kC, kKeyPanel<kKeys>), TileMap(stream, op.v, kC),
+                     TileMap(stream, op.y, kC)};
+  const auto kernel = HopperForward<Plan>;
+  CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+            "gated_delta");
+  const dim3 blocks(f.heads(), CeilDiv(f.V, kGroups * kGroupRows), 1);
+  kernel<<<blocks, Plan::kThreads, kBytes, stream.handle()>>>(f, maps, f.chunks);
+  CheckLaunch("gated_delta");
+}
+
+template <int kKeys>
+void LaunchForValues(CudaStream& stream, const GatedDeltaFwd& op) {
+  const int64_t V = op.v.dim(3);
+  if (V <= 64) return Launch<kKeys, 1>(stream, op);
+  if constexpr (kKeys <= 96) {
+    if (V > 128 && V <= 192) return Launch<kKeys, 3>(stream, op);
+  }
+  Launch<kKeys, 2>(stream, op);
+}
+
+}  // namespace
+
+void RunHopper(CudaStream& stream, const GatedDeltaFwd& op) {
+  switch (op.k.dim(3)) {
+    case 48:
+      return LaunchForValues<48>(stream, op);
+    case 64:
+      return LaunchForValues<64>(stream, op);
+    case 96:
+      return LaunchForValues<96>(stream, op);
+    default:
+      return LaunchForValues<128>(stream, op);
+  }
+}
+
+}  // namespace weft::gated_delta
