@@ -8,7 +8,7 @@ namespace {
 // Up to here the state's own traffic outweighs what chunks save.
 constexpr int64_t kMostRecurrentTokens = 16;
 
-enum class Kernel { kRecurrent, kTensorCores, kF32 };
+enum class Kernel { kRecurrent, kHopper, kTensorCores, kF32 };
 
 bool Packable16(std::initializer_list<const TensorView*> views) {
   return std::ranges::all_of(views, [](const TensorView* x) { return Packable<BF16>(*x, 8); });
@@ -20,10 +20,17 @@ bool OnTensorCores(const GatedDeltaFwd& f) {
          Packable16({&f.q, &f.k, &f.v, &f.y, &f.states}) && TensorCoresFit(K);
 }
 
+bool OnHopper(const CudaStream& stream, const GatedDeltaFwd& f) {
+  const int64_t K = f.q.dim(3);
+  return stream.capability() == 90 && (K == 48 || K == 64 || K == 96 || K == 128) &&
+         OnTensorCores(f);
+}
+
 // The choice by shape, type and device. A kernel for one shape or one GPU goes before the others.
-Kernel Choose(const CudaStream&, const GatedDeltaFwd& f) {
+Kernel Choose(const CudaStream& stream, const GatedDeltaFwd& f) {
   if (!f.states.defined() && f.q.dim(1) <= kMostRecurrentTokens && f.q.dim(3) <= 256)
     return Kernel::kRecurrent;
+  if (OnHopper(stream, f)) return Kernel::kHopper;
   return OnTensorCores(f) ? Kernel::kTensorCores : Kernel::kF32;
 }
 
@@ -40,6 +47,8 @@ void Run(CudaStream& stream, const GatedDeltaFwd& f) {
   switch (Choose(stream, f)) {
     case Kernel::kRecurrent:
       return RunRecurrent(stream, f);
+    case Kernel::kHopper:
+      return RunHopper(stream, f);
     case Kernel::kTensorCores:
       return RunTensorCores(stream, f);
     case Kernel::kF32:

@@ -15,6 +15,10 @@ bool TensorCoresFit(int64_t K);  // into the current device's shared memory
 void RunTensorCores(CudaStream&, const GatedDeltaFwd&);
 void RunTensorCores(CudaStream&, const GatedDeltaBwd&);
 
+// Chunks of 64 tokens on sm_90a: bf16, K = 48, 64, 96 or 128, V a multiple of 16 up to 256, rows
+// aligned to 16 bytes.
+void RunHopper(CudaStream&, const GatedDeltaFwd&);
+
 // Chunks of 64 tokens in f32 arithmetic: any type and any size.
 void RunF32(CudaStream&, const GatedDeltaFwd&);
 void RunF32(CudaStream&, const GatedDeltaBwd&);

@@ -42,8 +42,9 @@ __device__ inline uint64_t Square(const BF16* tile, int row, int column) {
   return Descriptor(tile + row * kWidePanel + column, 0);
 }
 
-// What products of a chunk need beside its tensors. Of the tiles, one panel each, only the 16 x 16
-// blocks up to the diagonal are there. X is the sum of two bf16 numbers.
+// What products of a chunk need beside its tensors, [kC, kC] tiles of one panel. X is the sum of
+// two bf16 numbers. Prepare writes the 16 x 16 blocks up to the diagonal; the others are to be
+// zero.
 struct alignas(1024) Prepared {
   BF16 x_high[kSquare], x_low[kSquare], p[kSquare];
   Gates gates;

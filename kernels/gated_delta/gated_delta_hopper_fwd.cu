@@ -54,6 +54,11 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
   const bool first_warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0) == 0;
   Ring<Plan::kStages> loads, stages;
   Ring<Plan::kTiles> tiles;
+  for (Prepared& tile : shared.tiles) {  // blocks above the diagonal stay zero
+    for (int i = threadIdx.x; i < 3 * kSquare / 8; i += kGroup)
+      reinterpret_cast<uint4*>(tile.x_high)[i] = uint4{};
+  }
+  Meet(1, kGroup);
   const auto load = [&](int n) {  // by one thread
     const Chunk c(f, span.b, n, span.h);
     auto& stage = shared.stages[loads.stage];
@@ -201,19 +206,12 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
                                 beta.y * (value.y - start.y * part[1]));
         }
       }
-      // U^T = R^T X^T, of which X's blocks from the diagonal on are there.
-      float u[kC / 8][4];
+      float u[kC / 8][4];  // U^T = R^T X^T
       Begin(u);
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
-        const auto step = [&](const BF16* x, bool add) {
-          if (t == 0) Products<64>::Step<false>(u, rows[0], Square(x, 0, 0), add);
-          if (t == 1) Products<48>::Step<false>(u + 2, rows[1], Square(x, 16, 16), true);
-          if (t == 2) Products<32>::Step<false>(u + 4, rows[2], Square(x, 32, 32), true);
-          if (t == 3) Products<16>::Step<false>(u + 6, rows[3], Square(x, 48, 48), true);
-        };
-        step(tile.x_high, false);
-        step(tile.x_low, true);
+        Products<kC>::Step<false>(u, rows[t], Square(tile.x_high, 0, 16 * t), t > 0);
+        Products<kC>::Step<false>(u, rows[t], Square(tile.x_low, 0, 16 * t), true);
       }
       Commit();
       const float whole = gates.Whole();
@@ -250,10 +248,9 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
         y[j][0] *= x, y[j][1] *= z, y[j][2] *= x, y[j][3] *= z;
       }
       Begin(y);
-      Products<64>::Step<false>(y, written[0], Square(tile.p, 0, 0), true);
-      Products<48>::Step<false>(y + 2, written[1], Square(tile.p, 16, 16), true);
-      Products<32>::Step<false>(y + 4, written[2], Square(tile.p, 32, 32), true);
-      Products<16>::Step<false>(y + 6, written[3], Square(tile.p, 48, 48), true);
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t)
+        Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
       Commit();
       Finish<0>(s, y);
       Release(shared.taken[tiles.stage]);
