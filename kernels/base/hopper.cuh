@@ -282,12 +282,20 @@ __device__ inline void MoreRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// The thread's index, not known to be what it was before: what is computed from it in a loop is not
+// kept in registers from one round to the next.
+__device__ inline int FreshThread() {
+  int thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
 // Which warpgroup this is, known to be the same in all lanes; and the first row of a lane within
 // the warpgroup.
 __device__ inline int GroupIndex() { return __shfl_sync(~0u, threadIdx.x / kGroup, 0); }
-__device__ inline int RowInGroup() {
-  return threadIdx.x % kGroup / kWarp * 16 + threadIdx.x % kWarp / 4;
+__device__ inline int RowInGroup(int thread) {
+  return thread % kGroup / kWarp * 16 + thread % kWarp / 4;
 }
+__device__ inline int RowInGroup() { return RowInGroup(threadIdx.x); }
 
 // A kernel's dynamic shared memory, for swizzled tiles: 1024 bytes more than Shared are needed.
 template <class Shared>

@@ -50,17 +50,16 @@ struct alignas(1024) Prepared {
   Gates gates;
 };
 
-// A 16 x 16 block of such a tile.
-__device__ inline Fragment LeftBlock(const BF16* tile, int row, int column) {
-  const int lane = threadIdx.x % kWarp;
-  return LoadMatrix(tile + InPanel(16 * row + lane % 16, 16 * column + lane / 16 * 8));
+// Where a lane loads and stores its part of a 16 x 16 block of such a tile.
+__device__ inline int BlockAt(int lane, int row, int column) {
+  return 16 * row * kWidePanel + (InPanel(lane % 16, lane / 16 * 8) ^ 16 * column);
 }
-__device__ inline SplitFragment LeftBlock(const Prepared& x, int row, int column) {
-  return {LeftBlock(x.x_high, row, column), LeftBlock(x.x_low, row, column)};
+__device__ inline SplitFragment LeftBlock(const Prepared& x, int lane, int row, int column) {
+  const int at = BlockAt(lane, row, column);
+  return {LoadMatrix(x.x_high + at), LoadMatrix(x.x_low + at)};
 }
-__device__ inline SplitFragment RightBlock(const Prepared& x, int row, int column) {
-  const int lane = threadIdx.x % kWarp;
-  const int at = InPanel(16 * row + lane % 16, 16 * column + lane / 16 * 8);
+__device__ inline SplitFragment RightBlock(const Prepared& x, int lane, int row, int column) {
+  const int at = BlockAt(lane, row, column);
   return {LoadMatrixTransposed(x.x_high + at), LoadMatrixTransposed(x.x_low + at)};
 }
 __device__ inline void StoreMatrix(const Fragment& x, BF16* p) {
@@ -75,13 +74,11 @@ __device__ inline void StoreMatrixTransposed(const Fragment& x, BF16* p) {
                "r"(x.at[0]), "r"(x.at[1]), "r"(x.at[2]), "r"(x.at[3])
                : "memory");
 }
-__device__ inline void StoreBlock(const Fragment& x, BF16* tile, int row, int column) {
-  const int lane = threadIdx.x % kWarp;
-  StoreMatrix(x, tile + InPanel(16 * row + lane % 16, 16 * column + lane / 16 * 8));
-}
-__device__ inline void StoreBlock(const SplitFragment& x, Prepared& to, int row, int column) {
-  StoreBlock(x.high, to.x_high, row, column);
-  StoreBlock(x.low, to.x_low, row, column);
+__device__ inline void StoreBlock(const SplitFragment& x, Prepared& to, int lane, int row,
+                                  int column) {
+  const int at = BlockAt(lane, row, column);
+  StoreMatrix(x.high, to.x_high + at);
+  StoreMatrix(x.low, to.x_low + at);
 }
 // What was a tile and is to be a right operand.
 __device__ inline SplitFragment AsRight(const Tile& x) {
@@ -98,26 +95,27 @@ __device__ inline SplitFragment AsRight(const Tile& x) {
 // column(j), both relative to the first of the rows.
 struct RowDecays {
   const Gates& gates;
-  float row[2], first_log_sum;
+  int lane;
+  float row[2], first_log2_sum;
   int first_segment;
 
-  __device__ RowDecays(const Gates& of, int block) : gates(of) {
-    const int i = 16 * block + threadIdx.x % kWarp / 4;
-    first_log_sum = gates.log_sum[16 * block];
+  __device__ RowDecays(const Gates& of, int in_lane, int block) : gates(of), lane(in_lane) {
+    const int i = 16 * block + lane / 4;
+    first_log2_sum = gates.log2_sum[16 * block];
     first_segment = gates.segment[16 * block];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       row[r] = gates.segment[i + 8 * r] == first_segment
-                   ? __expf(gates.log_sum[i + 8 * r] - first_log_sum)
+                   ? FastExp2(gates.log2_sum[i + 8 * r] - first_log2_sum)
                    : 0;
     }
   }
   __device__ float2 Column(int block, int half) const {
-    const int j = 16 * block + 8 * half + threadIdx.x % 4 * 2;
-    const float2 log_sum = *reinterpret_cast<const float2*>(gates.log_sum + j);
+    const int j = 16 * block + 8 * half + lane % 4 * 2;
+    const float2 log2_sum = *reinterpret_cast<const float2*>(gates.log2_sum + j);
     const int2 segment = *reinterpret_cast<const int2*>(gates.segment + j);
-    return {segment.x == first_segment ? __expf(first_log_sum - log_sum.x) : 0,
-            segment.y == first_segment ? __expf(first_log_sum - log_sum.y) : 0};
+    return {segment.x == first_segment ? FastExp2(first_log2_sum - log2_sum.x) : 0,
+            segment.y == first_segment ? FastExp2(first_log2_sum - log2_sum.y) : 0};
   }
   // Block (row, column) of decay(i, j) x(i, j), times by[r] in each row; column < row.
   __device__ void Apply(const float (*x)[4], int column, const float (&by)[2], Tile& out) const {
@@ -158,7 +156,8 @@ using Diagonal = float[kBlocks][16 * 20];
 template <int kKeys, class F>
 __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to, Diagonal& diagonal,
                         int barrier, F&& gates_ready) {
-  const int warp = threadIdx.x % kGroup / kWarp, lane = threadIdx.x % kWarp;
+  const int thread = FreshThread();
+  const int warp = thread % kGroup / kWarp, lane = thread % kWarp;
   float dots[kC / 8][4];
   const auto multiply = [&](const BF16* left) {
     Begin(dots);
@@ -173,7 +172,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
   gates_ready();
   Meet(barrier, kGroup);
   Finish<0>(dots);
-  const RowDecays decays(to.gates, warp);
+  const RowDecays decays(to.gates, lane, warp);
   const float beta[2] = {to.gates.beta[16 * warp + lane / 4],
                          to.gates.beta[16 * warp + lane / 4 + 8]};
 #pragma unroll
@@ -182,9 +181,9 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
     Tile n;
     if (j < warp) {
       decays.Apply(dots + 2 * j, j, beta, n);
-      StoreBlock(Split(n), to, warp, j);
+      StoreBlock(Split(n), to, lane, warp, j);
     } else {
-      Decays(to.gates, warp, warp, n);
+      Decays(to.gates, warp, warp, lane, n);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const int row = lane / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + lane % 4 * 2 + e % 2;
@@ -229,21 +228,21 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
       if (j < warp) {
         decays.Apply(dots + 2 * j, j, scales, p);
       } else {
-        Decays(to.gates, warp, warp, p);
+        Decays(to.gates, warp, warp, lane, p);
 #pragma unroll
         for (int e = 0; e < 8; ++e) p[e / 4][e % 4] *= scale * dots[2 * j + e / 4][e % 4];
       }
-      StoreBlock(Pack(p), to.p, warp, j);
+      StoreMatrix(Pack(p), to.p + BlockAt(lane, warp, j));
     }
   };
   // Blocks (1, 0) and (3, 2): X_ij = -X_ii N_ij X_jj.
   if (warp % 2 == 0) {
     Tile product = {}, x = {};
-    Mma(product, LeftBlock(to, warp + 1, warp), RightBlock(to, warp, warp));
-    Mma(x, LeftBlock(to, warp + 1, warp + 1), AsRight(product));
+    Mma(product, LeftBlock(to, lane, warp + 1, warp), RightBlock(to, lane, warp, warp));
+    Mma(x, LeftBlock(to, lane, warp + 1, warp + 1), AsRight(product));
 #pragma unroll
     for (int e = 0; e < 8; ++e) x[e / 4][e % 4] *= -1;
-    StoreBlock(Split(x), to, warp + 1, warp);
+    StoreBlock(Split(x), to, lane, warp + 1, warp);
   } else {
     store_p();
   }
@@ -263,7 +262,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
       const Fragment x = LoadMatrixTransposed((lane < 16 ? to.x_high : to.x_low) +
                                               InPanel(16 * l + lane % 16, column));
 #pragma unroll
-      for (int i = 0; i < 2; ++i) multiply_half(product[i], LeftBlock(to, 2 + i, l), x);
+      for (int i = 0; i < 2; ++i) multiply_half(product[i], LeftBlock(to, lane, 2 + i, l), x);
     }
     Fragment right[2];
 #pragma unroll
@@ -283,7 +282,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
     for (int i = 0; i < 2; ++i) {
       float x[2][4] = {};
 #pragma unroll
-      for (int l = 0; l <= i; ++l) multiply_half(x, LeftBlock(to, 2 + i, 2 + l), right[l]);
+      for (int l = 0; l <= i; ++l) multiply_half(x, LeftBlock(to, lane, 2 + i, 2 + l), right[l]);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float a = -(x[0][2 * r] + x[1][2 * r]), b = -(x[0][2 * r + 1] + x[1][2 * r + 1]);

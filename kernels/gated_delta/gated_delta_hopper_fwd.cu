@@ -12,11 +12,13 @@ template <int kWidth, int kValueGroups>
 struct ForwardPlan {
   static constexpr int kKeys = kWidth, kGroups = kValueGroups;
   static constexpr int kThreads = (1 + kGroups) * kGroup;
+  // Whether a chunk's last product runs while the next chunk begins: as registers allow.
+  static constexpr bool kOverlaps = kGroups < 3;
   static constexpr int kBlocksPerSM = kGroups == 1 ? 2 : 1;
   static constexpr int kStages = 3, kTiles = kGroups == 1 ? 1 : 2;
   // Of a preparing and of another thread.
-  static constexpr int kFewer = kGroups == 1 ? 88 : kGroups == 2 ? 96 : 80;
-  static constexpr int kMore = kGroups == 1 ? 168 : kGroups == 2 ? 208 : 144;
+  static constexpr int kFewer = kGroups == 1 ? 88 : kGroups == 2 ? 104 : 80;
+  static constexpr int kMore = kGroups == 1 ? 168 : kGroups == 2 ? 200 : 144;
 
   struct alignas(1024) Stage {
     BF16 k[kC * kKeyWidth<kKeys>], q[kC * kKeyWidth<kKeys>];
@@ -39,10 +41,11 @@ struct Span {
   int b, h, v, first, end;
 
   __device__ Span(const Sizes& s, int chunks_per_segment, int values_per_block) {
-    h = blockIdx.x % s.H;
-    b = blockIdx.x / s.H;
-    v = blockIdx.y * values_per_block;
-    first = blockIdx.z * chunks_per_segment;
+    h = blockIdx.x;
+    b = blockIdx.y;
+    const int parts = (s.V + values_per_block - 1) / values_per_block;
+    v = blockIdx.z % parts * values_per_block;
+    first = blockIdx.z / parts * chunks_per_segment;
     end = min(first + chunks_per_segment, s.chunks);
   }
 };
@@ -95,9 +98,10 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
   }
 }
 
-// Of an accumulator's columns, which are tokens: the numbers for this lane's columns of block j.
-__device__ inline float2 Tokens(const float* by, int j) {
-  return *reinterpret_cast<const float2*>(by + 8 * j + threadIdx.x % 4 * 2);
+// Where a thread reads and writes 16 x 16 blocks of values, [token][column], transposed.
+__device__ inline int ValuesAt(int thread) {
+  const int lane = thread % kWarp, warp = thread % kGroup / kWarp;
+  return InPanel(lane % 8 + lane / 16 * 8, 16 * warp + lane / 8 % 2 * 8);
 }
 template <int kN>
 __device__ inline void PackLeft(const float (&x)[kN / 8][4], uint32_t (&a)[kN / 16][4]) {
@@ -137,32 +141,74 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
     LoadAndPrepare<Plan>(f, maps, span, shared);
   } else {
     MoreRegisters<Plan::kMore>();
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroup / kWarp;
-    const bool leader = threadIdx.x % kGroup == 0;
-    const int row = span.v + group * kGroupRows + RowInGroup();
-    // Where a lane reads and writes 16 x 16 blocks of values, [token][column].
-    const int block_at = InPanel(lane % 8 + lane / 16 * 8, 16 * warp + lane / 8 % 2 * 8);
+    const int first_row = span.v + group * kGroupRows;
     float s[kKeys / 8][4];
+    // f(element, k, v) for this thread's part of the state that is there.
+    const auto for_state = [&](auto&& f) {
+      const int row = first_row + RowInGroup(threadIdx.x), column = threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) {
+      for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int k = 8 * j + lane % 4 * 2 + e % 2, v = row + e / 2 * 8;
-        s[j][e] = f.initial && v < f.V ? f.initial(span.b, span.h, k)[v] : 0;
+        for (int e = 0; e < 4; ++e) f(s[j][e], 8 * j + column + e % 2, row + e / 2 * 8);
       }
-    }
+    };
+    for_state([&](float& x, int k, int v) {
+      x = f.initial && v < f.V ? f.initial(span.b, span.h, k)[v] : 0;
+    });
+    float kept[kC / 8][4];                  // Y, where it is finished during the next chunk
+    int stage_before = 0, tile_before = 0;  // of the chunk before
+    // Y of chunk n leaves by way of the memory of its values.
+    const auto finish_y = [&](const float(&y)[kC / 8][4], int n) {
+      Release(shared.taken[tile_before]);
+      const int thread = FreshThread();
+      BF16 *out = shared.stages[stage_before].v[group], *block = out + ValuesAt(thread);
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+        const float(&low)[4] = y[2 * t], (&high)[4] = y[2 * t + 1];
+        StoreMatrixTransposed({PackPair(low[0], low[1]), PackPair(low[2], low[3]),
+                               PackPair(high[0], high[1]), PackPair(high[2], high[3])},
+                              block + 16 * t * kWidePanel);
+      }
+      FenceShared();
+      Meet(2 + group, kGroup);
+      if (thread % kGroup == 0) {
+        StorePanel(maps.y, out, span.b, span.h, n * kC, span.v + group * kWidePanel);
+        CommitStores();
+      }
+    };
     Ring<Plan::kStages> stages;
     Ring<Plan::kTiles> tiles;
-    Barrier* before = nullptr;  // of the stage from which y is still stored
     for (int n = span.first; n < span.end; ++n, stages.Next(), tiles.Next()) {
       auto& stage = shared.stages[stages.stage];
       const Prepared& tile = shared.tiles[tiles.stage];
       const Gates& gates = tile.gates;
-      BF16* values = stage.v[group] + block_at;
+      const int thread = FreshThread();
+      // Of a sum's columns, which are tokens, the numbers for this thread's in block j.
+      const auto tokens = [&](const float* x, int j) {
+        return *reinterpret_cast<const float2*>(x + 8 * j + thread % 4 * 2);
+      };
       uint32_t left[kKeys / 16][4];
       PackLeft<kKeys>(s, left);
+      float read[kC / 8][4];
+      const auto read_state = [&](float(&sum)[kC / 8][4], const BF16* rows) {
+        Begin(sum);
+#pragma unroll
+        for (int d = 0; d < kKeys; d += 16)
+          Products<kC>::Step<false>(sum, left[d / 16], AlongKeys<kKeys>(rows, d), d > 0);
+        Commit();
+      };
+      Wait(shared.full[stages.stage], stages.parity);
+      read_state(read, stage.k);
+      if constexpr (Plan::kOverlaps) {
+        if (n > span.first) {
+          Finish<1>(kept);
+          finish_y(kept, n - 1);
+        }
+        read_state(kept, stage.q);
+      }
       if (f.states) {
-        BF16* to = f.states(span.b, n, span.h) + int64_t{row} * kKeys + NeighbourColumn();
+        const int row = first_row + RowInGroup(thread);
+        BF16* to = f.states(span.b, n, span.h) + row * kKeys + NeighbourColumn();
 #pragma unroll
         for (int k = 0; k < kKeys / 16; ++k) {
 #pragma unroll
@@ -173,39 +219,24 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
           }
         }
       }
-      float read[kC / 8][4], y[kC / 8][4];
-      const auto read_state = [&](float(&sum)[kC / 8][4], const BF16* rows) {
-        Begin(sum);
-#pragma unroll
-        for (int d = 0; d < kKeys; d += 16) {
-          Products<kC>::Step<false>(sum, left[d / 16], AlongKeys<kKeys>(rows, d), d > 0);
-        }
-        Commit();
-      };
-      Wait(shared.full[stages.stage], stages.parity);
-      read_state(read, stage.k);
-      if (leader && before) {
-        WaitForStores();
-        Arrive(*before);
-      }
-      before = &shared.empty[stages.stage];
-      __syncwarp();
       Wait(shared.ready[tiles.stage], tiles.parity);
-      Finish<0>(read);
+      Finish<Plan::kOverlaps>(read);
       uint32_t rows[kC / 16][4];
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
-        const Fragment v = LoadMatrixTransposed(values + 16 * t * kWidePanel);
+        const Fragment v =
+            LoadMatrixTransposed(stage.v[group] + ValuesAt(thread) + 16 * t * kWidePanel);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int j = 2 * t + i / 2;
-          const float2 start = Tokens(gates.from_start, j), beta = Tokens(gates.beta, j);
+          const float2 start = tokens(gates.from_start, j), beta = tokens(gates.beta, j);
           const float2 value = UnpackPair(v.at[i]);
           const float* part = &read[j][i % 2 * 2];
           rows[t][i] = PackPair(beta.x * (value.x - start.x * part[0]),
                                 beta.y * (value.y - start.y * part[1]));
         }
       }
+      if constexpr (Plan::kOverlaps) Finish<0>(kept);
       float u[kC / 8][4];  // U^T = R^T X^T
       Begin(u);
 #pragma unroll
@@ -214,72 +245,77 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
         Products<kC>::Step<false>(u, rows[t], Square(tile.x_low, 0, 16 * t), true);
       }
       Commit();
+      if (thread % kGroup == 0 && n > span.first) {
+        WaitForStores();
+        Arrive(shared.empty[stage_before]);
+      }
+      __syncwarp();
+      stage_before = stages.stage;
+      tile_before = tiles.stage;
       const float whole = gates.Whole();
 #pragma unroll
       for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) s[j][e] *= whole;
       }
+      const auto scale_y = [&](float(&y)[kC / 8][4]) {
+#pragma unroll
+        for (int j = 0; j < kC / 8; ++j) {
+          const float2 start = tokens(gates.from_start, j);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) y[j][e] *= f.scale * (e % 2 ? start.y : start.x);
+        }
+      };
+      if constexpr (Plan::kOverlaps) scale_y(kept);
       Finish<0>(u);
       uint32_t written[kC / 16][4];
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int j = 2 * t + i / 2;
-          const float2 end = Tokens(gates.to_end, j);
-          const float* part = &u[j][i % 2 * 2];
+          const float2 end = tokens(gates.to_end, 2 * t + i / 2);
+          const float* part = &u[2 * t + i / 2][i % 2 * 2];
           written[t][i] = PackPair(part[0], part[1]);
           rows[t][i] = PackPair(end.x * part[0], end.y * part[1]);
         }
       }
-      read_state(y, stage.q);
       Begin(s);
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
         Products<kKeys>::template Step<true>(s, rows[t], AlongTokens<kKeys>(stage.k, 16 * t), true);
       }
       Commit();
-      Finish<1>(y);
+      const auto add_written = [&](float(&y)[kC / 8][4]) {
+        Begin(y);
 #pragma unroll
-      for (int j = 0; j < kC / 8; ++j) {
-        const float2 start = Tokens(gates.from_start, j);
-        const float x = f.scale * start.x, z = f.scale * start.y;
-        y[j][0] *= x, y[j][1] *= z, y[j][2] *= x, y[j][3] *= z;
+        for (int t = 0; t < kBlocks; ++t)
+          Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
+        Commit();
+      };
+      if constexpr (Plan::kOverlaps) {
+        add_written(kept);
+        Finish<1>(s);
+      } else {
+        float y[kC / 8][4];
+        Finish<0>(s);
+        read_state(y, stage.q);
+        Finish<0>(y);
+        scale_y(y);
+        add_written(y);
+        Finish<0>(y);
+        finish_y(y, n);
       }
-      Begin(y);
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t)
-        Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
-      Commit();
-      Finish<0>(s, y);
-      Release(shared.taken[tiles.stage]);
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) {
-        const Fragment out = {
-            PackPair(y[2 * t][0], y[2 * t][1]), PackPair(y[2 * t][2], y[2 * t][3]),
-            PackPair(y[2 * t + 1][0], y[2 * t + 1][1]), PackPair(y[2 * t + 1][2], y[2 * t + 1][3])};
-        StoreMatrixTransposed(out, values + 16 * t * kWidePanel);
-      }
-      FenceShared();
-      Meet(2 + group, kGroup);
-      if (leader) {
-        const Chunk c(f, span.b, n, span.h);
-        StorePanel(maps.y, stage.v[group], c.b, c.h, c.begin, span.v + group * kWidePanel);
-        CommitStores();
-      }
+    }
+    if constexpr (Plan::kOverlaps) {
+      Finish<0>(kept);
+      finish_y(kept, span.end - 1);
     }
     if (f.final_state && span.end == f.chunks) {
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int k = 8 * j + lane % 4 * 2 + e % 2, v = row + e / 2 * 8;
-          if (v < f.V) f.final_state(span.b, span.h, k)[v] = s[j][e];
-        }
-      }
+      for_state([&](const float& x, int k, int v) {
+        if (v < f.V) f.final_state(span.b, span.h, k)[v] = x;
+      });
     }
-    if (leader) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    if (threadIdx.x % kGroup == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
   }
 #else
   __trap();
@@ -297,34 +333,19 @@ void Launch(CudaStream& stream, const GatedDeltaFwd& op) {
   const auto kernel = HopperForward<Plan>;
   CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
             "gated_delta");
-  const dim3 blocks(f.heads(), CeilDiv(f.V, kGroups * kGroupRows), 1);
+  const dim3 blocks(f.H, f.B, CeilDiv(f.V, kGroups * kGroupRows));
   kernel<<<blocks, Plan::kThreads, kBytes, stream.handle()>>>(f, maps, f.chunks);
   CheckLaunch("gated_delta");
-}
-
-template <int kKeys>
-void LaunchForValues(CudaStream& stream, const GatedDeltaFwd& op) {
-  const int64_t V = op.v.dim(3);
-  if (V <= 64) return Launch<kKeys, 1>(stream, op);
-  if constexpr (kKeys <= 96) {
-    if (V > 128 && V <= 192) return Launch<kKeys, 3>(stream, op);
-  }
-  Launch<kKeys, 2>(stream, op);
 }
 
 }  // namespace
 
 void RunHopper(CudaStream& stream, const GatedDeltaFwd& op) {
-  switch (op.k.dim(3)) {
-    case 48:
-      return LaunchForValues<48>(stream, op);
-    case 64:
-      return LaunchForValues<64>(stream, op);
-    case 96:
-      return LaunchForValues<96>(stream, op);
-    default:
-      return LaunchForValues<128>(stream, op);
-  }
+  const int64_t K = op.k.dim(3), V = op.v.dim(3);
+  if (K == 48) return Launch<48, 2>(stream, op);
+  if (K == 64) return V <= 64 ? Launch<64, 1>(stream, op) : Launch<64, 2>(stream, op);
+  if (K == 96) return V > 128 ? Launch<96, 3>(stream, op) : Launch<96, 2>(stream, op);
+  Launch<128, 2>(stream, op);
 }
 
 }  // namespace weft::gated_delta

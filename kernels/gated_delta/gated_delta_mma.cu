@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
   for (int block = 0; block < kBlocks; ++block) {
     if (block > warp) break;
     Tile decay;
-    Decays(s.gates, warp, block, decay);
+    Decays(s.gates, warp, block, Lane(), decay);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       kk[block][e / 4][e % 4] *= beta[e % 4 / 2] * decay[e / 4][e % 4];
@@ -698,7 +698,7 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
       const int block = kSides * pair + side;
       if (block > strip) continue;
       Tile decay;
-      Decays(gates, strip, block, decay);
+      Decays(gates, strip, block, Lane(), decay);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const int i = rows[e % 4 / 2], j = 16 * block + 8 * (e / 4) + 2 * (lane % 4) + e % 2;
