@@ -12,13 +12,11 @@ template <int kWidth, int kValueGroups>
 struct ForwardPlan {
   static constexpr int kKeys = kWidth, kGroups = kValueGroups;
   static constexpr int kThreads = (1 + kGroups) * kGroup;
-  // Whether a chunk's last product runs while the next chunk begins: as registers allow.
-  static constexpr bool kOverlaps = kGroups < 3;
   static constexpr int kBlocksPerSM = kGroups == 1 ? 2 : 1;
   static constexpr int kStages = 3, kTiles = kGroups == 1 ? 1 : 2;
   // Of a preparing and of another thread.
-  static constexpr int kFewer = kGroups == 1 ? 88 : kGroups == 2 ? 104 : 80;
-  static constexpr int kMore = kGroups == 1 ? 168 : kGroups == 2 ? 200 : 144;
+  static constexpr int kFewer = kGroups == 2 && kKeys < 128 ? 120 : 88;
+  static constexpr int kMore = kGroups == 1 ? 168 : kKeys < 128 ? 192 : 208;
 
   struct alignas(1024) Stage {
     BF16 k[kC * kKeyWidth<kKeys>], q[kC * kKeyWidth<kKeys>];
@@ -38,13 +36,15 @@ struct Maps {
 
 // The chunks of one block.
 struct Span {
-  int b, h, v, first, end;
+  int b, h, v, groups, first, end;
 
-  __device__ Span(const Sizes& s, int chunks_per_segment, int values_per_block) {
+  __device__ Span(const Sizes& s, int chunks_per_segment, int most_groups) {
+    const int values_per_block = most_groups * kGroupRows;
     h = blockIdx.x;
     b = blockIdx.y;
     const int parts = (s.V + values_per_block - 1) / values_per_block;
     v = blockIdx.z % parts * values_per_block;
+    groups = min(most_groups, (s.V - v + kGroupRows - 1) / kGroupRows);
     first = blockIdx.z / parts * chunks_per_segment;
     end = min(first + chunks_per_segment, s.chunks);
   }
@@ -67,10 +67,12 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     auto& stage = shared.stages[loads.stage];
     Barrier& full = shared.full[loads.stage];
     Wait(shared.empty[loads.stage], loads.parity ^ 1);
-    ArriveAndExpect(full, sizeof(stage.k) + sizeof(stage.q) + sizeof(stage.v));
+    ArriveAndExpect(full, sizeof(stage.k) + sizeof(stage.q) + span.groups * sizeof(stage.v[0]));
     LoadKeys<kKeys>(stage.k, maps.k, c, full);
     LoadKeys<kKeys>(stage.q, maps.q, c, full);
-    LoadTile<Plan::kGroups * kWidePanel>(stage.v[0], maps.v, kC, c.b, c.h, c.begin, full, span.v);
+    for (int g = 0; g < span.groups; ++g)
+      LoadTile<kWidePanel>(stage.v[g], maps.v, kC, c.b, c.h, c.begin, full,
+                           span.v + g * kWidePanel);
     loads.Next();
   };
   GatePair gates;
@@ -122,25 +124,26 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kKeys = Plan::kKeys;
   auto& shared = SharedMemory<typename Plan::Shared>();
+  const Span span(f, chunks_per_segment, Plan::kGroups);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kStages; ++i) {
       Init(shared.full[i], 1);
-      Init(shared.empty[i], Plan::kGroups);
+      Init(shared.empty[i], span.groups);
     }
     for (int i = 0; i < Plan::kTiles; ++i) {
       Init(shared.ready[i], kGroup / kWarp);
-      Init(shared.taken[i], Plan::kGroups * kGroup / kWarp);
+      Init(shared.taken[i], span.groups * kGroup / kWarp);
     }
     FenceInit();
   }
   __syncthreads();
-  const Span span(f, chunks_per_segment, Plan::kGroups * kGroupRows);
   const int group = GroupIndex() - 1;
   if (group < 0) {
     FewerRegisters<Plan::kFewer>();
     LoadAndPrepare<Plan>(f, maps, span, shared);
   } else {
     MoreRegisters<Plan::kMore>();
+    if (group >= span.groups) return;
     const int first_row = span.v + group * kGroupRows;
     float s[kKeys / 8][4];
     // f(element, k, v) for this thread's part of the state that is there.
@@ -155,10 +158,10 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
     for_state([&](float& x, int k, int v) {
       x = f.initial && v < f.V ? f.initial(span.b, span.h, k)[v] : 0;
     });
-    float kept[kC / 8][4];                  // Y, where it is finished during the next chunk
+    float y[kC / 8][4];
     int stage_before = 0, tile_before = 0;  // of the chunk before
-    // Y of chunk n leaves by way of the memory of its values.
-    const auto finish_y = [&](const float(&y)[kC / 8][4], int n) {
+    // Y of chunk n, when the next one has begun, leaves by way of the memory of its values.
+    const auto finish_y = [&](int n) {
       Release(shared.taken[tile_before]);
       const int thread = FreshThread();
       BF16 *out = shared.stages[stage_before].v[group], *block = out + ValuesAt(thread);
@@ -199,13 +202,11 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
       };
       Wait(shared.full[stages.stage], stages.parity);
       read_state(read, stage.k);
-      if constexpr (Plan::kOverlaps) {
-        if (n > span.first) {
-          Finish<1>(kept);
-          finish_y(kept, n - 1);
-        }
-        read_state(kept, stage.q);
+      if (n > span.first) {
+        Finish<1>(y);
+        finish_y(n - 1);
       }
+      read_state(y, stage.q);
       if (f.states) {
         const int row = first_row + RowInGroup(thread);
         BF16* to = f.states(span.b, n, span.h) + row * kKeys + NeighbourColumn();
@@ -220,7 +221,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
         }
       }
       Wait(shared.ready[tiles.stage], tiles.parity);
-      Finish<Plan::kOverlaps>(read);
+      Finish<1>(read);
       uint32_t rows[kC / 16][4];
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
@@ -236,15 +237,20 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
                                 beta.y * (value.y - start.y * part[1]));
         }
       }
-      if constexpr (Plan::kOverlaps) Finish<0>(kept);
-      float u[kC / 8][4];  // U^T = R^T X^T
-      Begin(u);
+      Finish<0>(y);
+      // U^T = R^T X^T, 32 tokens at a time: the others above the diagonal add nothing.
+      const auto write = [&](float(&u)[4][4], int half) {
+        Begin(u);
 #pragma unroll
-      for (int t = 0; t < kBlocks; ++t) {
-        Products<kC>::Step<false>(u, rows[t], Square(tile.x_high, 0, 16 * t), t > 0);
-        Products<kC>::Step<false>(u, rows[t], Square(tile.x_low, 0, 16 * t), true);
-      }
-      Commit();
+        for (int t = 0; t < 2 + 2 * half; ++t) {
+          Products<32>::Step<false>(u, rows[t], Square(tile.x_high, 32 * half, 16 * t), t > 0);
+          Products<32>::Step<false>(u, rows[t], Square(tile.x_low, 32 * half, 16 * t), true);
+        }
+        Commit();
+      };
+      float u0[4][4], u1[4][4];
+      write(u1, 1);
+      write(u0, 0);
       if (thread % kGroup == 0 && n > span.first) {
         WaitForStores();
         Arrive(shared.empty[stage_before]);
@@ -258,58 +264,44 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
 #pragma unroll
         for (int e = 0; e < 4; ++e) s[j][e] *= whole;
       }
-      const auto scale_y = [&](float(&y)[kC / 8][4]) {
 #pragma unroll
-        for (int j = 0; j < kC / 8; ++j) {
-          const float2 start = tokens(gates.from_start, j);
+      for (int j = 0; j < kC / 8; ++j) {
+        const float2 start = tokens(gates.from_start, j);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) y[j][e] *= f.scale * (e % 2 ? start.y : start.x);
+        for (int e = 0; e < 4; ++e) y[j][e] *= f.scale * (e % 2 ? start.y : start.x);
+      }
+      uint32_t written[kC / 16][4];
+      const auto pack = [&](const float(&u)[4][4], int half) {
+#pragma unroll
+        for (int t = 2 * half; t < 2 * half + 2; ++t) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float2 end = tokens(gates.to_end, 2 * t + i / 2);
+            const float* part = &u[2 * (t - 2 * half) + i / 2][i % 2 * 2];
+            written[t][i] = PackPair(part[0], part[1]);
+            rows[t][i] = PackPair(end.x * part[0], end.y * part[1]);
+          }
         }
       };
-      if constexpr (Plan::kOverlaps) scale_y(kept);
-      Finish<0>(u);
-      uint32_t written[kC / 16][4];
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 end = tokens(gates.to_end, 2 * t + i / 2);
-          const float* part = &u[2 * t + i / 2][i % 2 * 2];
-          written[t][i] = PackPair(part[0], part[1]);
-          rows[t][i] = PackPair(end.x * part[0], end.y * part[1]);
-        }
-      }
+      Finish<1>(u1);
+      pack(u1, 1);
+      Finish<0>(u0);
+      pack(u0, 0);
       Begin(s);
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
         Products<kKeys>::template Step<true>(s, rows[t], AlongTokens<kKeys>(stage.k, 16 * t), true);
       }
       Commit();
-      const auto add_written = [&](float(&y)[kC / 8][4]) {
-        Begin(y);
+      Begin(y);
 #pragma unroll
-        for (int t = 0; t < kBlocks; ++t)
-          Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
-        Commit();
-      };
-      if constexpr (Plan::kOverlaps) {
-        add_written(kept);
-        Finish<1>(s);
-      } else {
-        float y[kC / 8][4];
-        Finish<0>(s);
-        read_state(y, stage.q);
-        Finish<0>(y);
-        scale_y(y);
-        add_written(y);
-        Finish<0>(y);
-        finish_y(y, n);
-      }
+      for (int t = 0; t < kBlocks; ++t)
+        Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
+      Commit();
+      Finish<1>(s);
     }
-    if constexpr (Plan::kOverlaps) {
-      Finish<0>(kept);
-      finish_y(kept, span.end - 1);
-    }
+    Finish<0>(y);
+    finish_y(span.end - 1);
     if (f.final_state && span.end == f.chunks) {
       for_state([&](const float& x, int k, int v) {
         if (v < f.V) f.final_state(span.b, span.h, k)[v] = x;
@@ -344,7 +336,7 @@ void RunHopper(CudaStream& stream, const GatedDeltaFwd& op) {
   const int64_t K = op.k.dim(3), V = op.v.dim(3);
   if (K == 48) return Launch<48, 2>(stream, op);
   if (K == 64) return V <= 64 ? Launch<64, 1>(stream, op) : Launch<64, 2>(stream, op);
-  if (K == 96) return V > 128 ? Launch<96, 3>(stream, op) : Launch<96, 2>(stream, op);
+  if (K == 96) return Launch<96, 2>(stream, op);
   Launch<128, 2>(stream, op);
 }
 
