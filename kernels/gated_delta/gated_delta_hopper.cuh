@@ -148,12 +148,12 @@ __device__ inline void InverseRow(const float* n, int i, float (&x)[16]) {
   }
 }
 
-// X and P of a chunk, by one warpgroup, which meets at `barrier`; gates_ready() is called by all
-// its threads while a product runs, and afterwards to.gates are there. `diagonal` is memory for N's
-// diagonal blocks.
+// X and, with kOutputs, P of a chunk, by one warpgroup, which meets at `barrier`; gates_ready() is
+// called by all its threads while a product runs, and afterwards to.gates are there. `diagonal` is
+// memory for N's diagonal blocks.
 using Diagonal = float[kBlocks][16 * 20];
 
-template <int kKeys, class F>
+template <int kKeys, bool kOutputs = true, class F>
 __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to, Diagonal& diagonal,
                         int barrier, F&& gates_ready) {
   const int thread = FreshThread();
@@ -193,7 +193,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
     }
   }
   __syncwarp();
-  multiply(q);
+  if constexpr (kOutputs) multiply(q);
   {
     float x[16];
     const int row = lane % 16;
@@ -220,6 +220,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
   Meet(barrier, kGroup);
 
   const auto store_p = [&] {
+    if constexpr (!kOutputs) return;
     const float scales[2] = {scale, scale};
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {

@@ -34,23 +34,43 @@ struct Maps {
   CUtensorMap q, k, v, y;
 };
 
-// The chunks of one block.
-struct Span {
-  int b, h, v, groups, first, end;
+// A sequence in segments of `chunks` chunks, each of which a block of its own can go through once
+// the state before it is known. With the transition Phi of a segment and its state after starting
+// from zero,  S^T <- S^T Phi^T + carried^T.
+struct Segments {
+  int chunks, count;
+  float* states;       // [B, H, count, V, K]  S^T before a segment
+  float* transitions;  // [B, H, count, K, K]  Phi^T
+};
 
-  __device__ Span(const Sizes& s, int chunks_per_segment, int most_groups) {
-    const int values_per_block = most_groups * kGroupRows;
-    h = blockIdx.x;
-    b = blockIdx.y;
-    const int parts = (s.V + values_per_block - 1) / values_per_block;
-    v = blockIdx.z % parts * values_per_block;
-    groups = min(most_groups, (s.V - v + kGroupRows - 1) / kGroupRows);
-    first = blockIdx.z / parts * chunks_per_segment;
-    end = min(first + chunks_per_segment, s.chunks);
+// What one block does: some value columns of one head, or in their place the transition's columns.
+struct Span {
+  int b, h, v, width, groups, segment, first, end;
+  bool transition = false;
+
+  __device__ Span(const Sizes& s, const Segments& segments, int most_groups, bool carry)
+      : b(blockIdx.y), h(blockIdx.x), width(s.V) {
+    const int most = most_groups * kGroupRows, parts = (s.V + most - 1) / most;
+    const int blocks = parts + carry;
+    v = blockIdx.z % blocks * most;
+    if (carry && blockIdx.z % blocks == parts) {
+      transition = true;
+      v = 0;
+      width = s.K;
+    }
+    groups = min(most_groups, (width - v + kGroupRows - 1) / kGroupRows);
+    segment = blockIdx.z / blocks;
+    first = segment * segments.chunks;
+    end = min(first + segments.chunks, s.chunks);
+  }
+  // The row of S^T or Phi^T of the first of this block's columns, before or after the segment.
+  __device__ float* Row(const Sizes& s, const Segments& segments, int at) const {
+    const int64_t index = (int64_t{b} * s.H + h) * segments.count + at;
+    return (transition ? segments.transitions : segments.states) + (index * width + v) * s.K;
   }
 };
 
-template <class Plan>
+template <class Plan, bool kCarry>
 __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const Span& span,
                                typename Plan::Shared& shared) {
   constexpr int kKeys = Plan::kKeys;
@@ -67,12 +87,14 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     auto& stage = shared.stages[loads.stage];
     Barrier& full = shared.full[loads.stage];
     Wait(shared.empty[loads.stage], loads.parity ^ 1);
-    ArriveAndExpect(full, sizeof(stage.k) + sizeof(stage.q) + span.groups * sizeof(stage.v[0]));
+    const int values = span.transition ? 0 : span.groups;
+    ArriveAndExpect(full, (kCarry ? 1 : 2) * sizeof(stage.k) + values * sizeof(stage.v[0]));
     LoadKeys<kKeys>(stage.k, maps.k, c, full);
-    LoadKeys<kKeys>(stage.q, maps.q, c, full);
-    for (int g = 0; g < span.groups; ++g)
+    if constexpr (!kCarry) LoadKeys<kKeys>(stage.q, maps.q, c, full);
+    for (int g = 0; g < values; ++g) {
       LoadTile<kWidePanel>(stage.v[g], maps.v, kC, c.b, c.h, c.begin, full,
                            span.v + g * kWidePanel);
+    }
     loads.Next();
   };
   GatePair gates;
@@ -85,7 +107,7 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     Prepared& tile = shared.tiles[tiles.stage];
     Wait(shared.full[stages.stage], stages.parity);
     Wait(shared.taken[tiles.stage], tiles.parity ^ 1);
-    Prepare<kKeys>(stage.k, stage.q, f.scale, tile, shared.diagonal, 1, [&] {
+    Prepare<kKeys, !kCarry>(stage.k, stage.q, f.scale, tile, shared.diagonal, 1, [&] {
       if (!first_warp) return;
       ScanGates(gates, tile.gates);
       if (n + 1 == span.end) return;
@@ -117,18 +139,222 @@ __device__ inline void PackLeft(const float (&x)[kN / 8][4], uint32_t (&a)[kN / 
   }
 }
 
-template <class Plan>
+// One consuming warpgroup: 64 columns through all chunks.
+template <class Plan, bool kCarry>
+__device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments& segments,
+                        const Span& span, int group, typename Plan::Shared& shared) {
+  constexpr int kKeys = Plan::kKeys;
+  const int first_row = group * kGroupRows;  // of the block's
+  float s[kKeys / 8][4], y[kC / 8][4];
+  // f(element, v, k) for this thread's part of the state, v counted from span.v.
+  const auto for_state = [&](auto&& f) {
+    const int row = first_row + RowInGroup(threadIdx.x), column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) f(s[j][e], row + e / 2 * 8, 8 * j + column + e % 2);
+    }
+  };
+  const int columns = span.width - span.v;
+  if (!kCarry && segments.count > 1) {
+    const float* from = span.Row(f, segments, span.segment);
+    for_state([&](float& x, int v, int k) { x = v < columns ? from[v * kKeys + k] : 0; });
+  } else if (span.transition) {
+    for_state([&](float& x, int v, int k) { x = v == k; });
+  } else {
+    const bool given = f.initial && span.segment == 0;
+    for_state([&](float& x, int v, int k) {
+      x = given && v < columns ? f.initial(span.b, span.h, k)[span.v + v] : 0;
+    });
+    if (kCarry && span.segment == 0) {  // the final state may take the initial one's place
+      float* to = span.Row(f, segments, 0);
+      for_state([&](const float& x, int v, int k) {
+        if (v < columns) to[v * kKeys + k] = x;
+      });
+    }
+  }
+
+  int stage_before = 0, tile_before = 0;  // of the chunk before
+  // Y of chunk n, when the next one has begun, leaves by way of the memory of its values.
+  const auto finish_y = [&](int n) {
+    Release(shared.taken[tile_before]);
+    const int thread = FreshThread();
+    BF16 *out = shared.stages[stage_before].v[group], *block = out + ValuesAt(thread);
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t) {
+      const float(&low)[4] = y[2 * t], (&high)[4] = y[2 * t + 1];
+      StoreMatrixTransposed({PackPair(low[0], low[1]), PackPair(low[2], low[3]),
+                             PackPair(high[0], high[1]), PackPair(high[2], high[3])},
+                            block + 16 * t * kWidePanel);
+    }
+    FenceShared();
+    Meet(2 + group, kGroup);
+    if (thread % kGroup == 0) {
+      StorePanel(maps.y, out, span.b, span.h, n * kC, span.v + group * kWidePanel);
+      CommitStores();
+    }
+  };
+  Ring<Plan::kStages> stages;
+  Ring<Plan::kTiles> tiles;
+  for (int n = span.first; n < span.end; ++n, stages.Next(), tiles.Next()) {
+    auto& stage = shared.stages[stages.stage];
+    const Prepared& tile = shared.tiles[tiles.stage];
+    const Gates& gates = tile.gates;
+    const int thread = FreshThread();
+    // Of a sum's columns, which are tokens, the numbers for this thread's in block j.
+    const auto tokens = [&](const float* x, int j) {
+      return *reinterpret_cast<const float2*>(x + 8 * j + thread % 4 * 2);
+    };
+    uint32_t left[kKeys / 16][4];
+    PackLeft<kKeys>(s, left);
+    const auto read_state = [&](float(&sum)[kC / 8][4], const BF16* rows) {
+      Begin(sum);
+#pragma unroll
+      for (int d = 0; d < kKeys; d += 16)
+        Products<kC>::Step<false>(sum, left[d / 16], AlongKeys<kKeys>(rows, d), d > 0);
+      Commit();
+    };
+    Wait(shared.full[stages.stage], stages.parity);
+    float read[kC / 8][4];
+    read_state(read, stage.k);
+    if constexpr (!kCarry) {
+      Finish<1>(y);
+      if (n > span.first) finish_y(n - 1);
+      read_state(y, stage.q);
+      if (f.states) {
+        const int row = first_row + RowInGroup(thread);
+        BF16* to = f.states(span.b, n, span.h) + (span.v + row) * kKeys + NeighbourColumn();
+#pragma unroll
+        for (int k = 0; k < kKeys / 16; ++k) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const auto [low, high] = Exchange(left[k][r], left[k][2 + r]);
+            if (row + 8 * r < columns)
+              *reinterpret_cast<uint2*>(to + 8 * r * kKeys + 16 * k) = {low, high};
+          }
+        }
+      }
+    }
+    Wait(shared.ready[tiles.stage], tiles.parity);
+    Finish<!kCarry>(read);
+    // R^T, the left operand, times beta: X is M without it.
+    uint32_t rows[kC / 16][4];
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t) {
+      Fragment v = {};
+      if (!span.transition) {
+        v = LoadMatrixTransposed(stage.v[group] + ValuesAt(thread) + 16 * t * kWidePanel);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int j = 2 * t + i / 2;
+        const float2 start = tokens(gates.from_start, j), beta = tokens(gates.beta, j);
+        const float2 value = UnpackPair(v.at[i]);
+        const float* part = &read[j][i % 2 * 2];
+        rows[t][i] = PackPair(beta.x * (value.x - start.x * part[0]),
+                              beta.y * (value.y - start.y * part[1]));
+      }
+    }
+    if constexpr (!kCarry) Finish<0>(y);
+    // U^T = R^T X^T, 32 tokens at a time: the others above the diagonal add nothing.
+    const auto write = [&](float(&u)[4][4], int half) {
+      Begin(u);
+#pragma unroll
+      for (int t = 0; t < 2 + 2 * half; ++t) {
+        Products<32>::Step<false>(u, rows[t], Square(tile.x_high, 32 * half, 16 * t), t > 0);
+        Products<32>::Step<false>(u, rows[t], Square(tile.x_low, 32 * half, 16 * t), true);
+      }
+      Commit();
+    };
+    float u0[4][4], u1[4][4];
+    write(u1, 1);
+    write(u0, 0);
+    const float whole = gates.Whole();
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[j][e] *= whole;
+    }
+    if constexpr (!kCarry) {
+      if (thread % kGroup == 0 && n > span.first) {
+        WaitForStores();
+        Arrive(shared.empty[stage_before]);
+      }
+      __syncwarp();
+      stage_before = stages.stage;
+      tile_before = tiles.stage;
+#pragma unroll
+      for (int j = 0; j < kC / 8; ++j) {
+        const float2 start = tokens(gates.from_start, j);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) y[j][e] *= f.scale * (e % 2 ? start.y : start.x);
+      }
+    }
+    uint32_t written[kC / 16][4];
+    const auto pack = [&](const float(&u)[4][4], int half) {
+#pragma unroll
+      for (int t = 2 * half; t < 2 * half + 2; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 end = tokens(gates.to_end, 2 * t + i / 2);
+          const float* part = &u[2 * (t - 2 * half) + i / 2][i % 2 * 2];
+          written[t][i] = PackPair(part[0], part[1]);
+          rows[t][i] = PackPair(end.x * part[0], end.y * part[1]);
+        }
+      }
+    };
+    Finish<1>(u1);
+    pack(u1, 1);
+    Finish<0>(u0);
+    pack(u0, 0);
+    Begin(s);
+#pragma unroll
+    for (int t = 0; t < kBlocks; ++t)
+      Products<kKeys>::template Step<true>(s, rows[t], AlongTokens<kKeys>(stage.k, 16 * t), true);
+    Commit();
+    if constexpr (kCarry) {
+      Release(shared.taken[tiles.stage]);
+      Finish<0>(s);
+      Release(shared.empty[stages.stage]);
+    } else {
+      Begin(y);
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t)
+        Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
+      Commit();
+      Finish<1>(s);
+    }
+  }
+  if constexpr (kCarry) {
+    float* to = span.Row(f, segments, span.segment + !span.transition);
+    for_state([&](const float& x, int v, int k) {
+      if (v < columns) to[v * kKeys + k] = x;
+    });
+  } else {
+    Finish<0>(y);
+    finish_y(span.end - 1);
+    if (f.final_state && span.end == f.chunks) {
+      for_state([&](const float& x, int v, int k) {
+        if (v < columns) f.final_state(span.b, span.h, k)[span.v + v] = x;
+      });
+    }
+    if (threadIdx.x % kGroup == 0) WaitForStores();
+  }
+}
+
+// With kCarry, not y but the state after each segment but the last, and their transitions.
+template <class Plan, bool kCarry>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
     HopperForward(const __grid_constant__ Forward<BF16> f, const __grid_constant__ Maps maps,
-                  int chunks_per_segment) {
+                  const __grid_constant__ Segments segments) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  constexpr int kKeys = Plan::kKeys;
   auto& shared = SharedMemory<typename Plan::Shared>();
-  const Span span(f, chunks_per_segment, Plan::kGroups);
+  const Span span(f, segments, Plan::kGroups, kCarry);
+  if (kCarry && span.transition && span.segment == 0) return;  // its state before is known
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kStages; ++i) {
       Init(shared.full[i], 1);
-      Init(shared.empty[i], span.groups);
+      Init(shared.empty[i], span.groups * (kCarry ? kGroup / kWarp : 1));
     }
     for (int i = 0; i < Plan::kTiles; ++i) {
       Init(shared.ready[i], kGroup / kWarp);
@@ -140,178 +366,66 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
   const int group = GroupIndex() - 1;
   if (group < 0) {
     FewerRegisters<Plan::kFewer>();
-    LoadAndPrepare<Plan>(f, maps, span, shared);
+    LoadAndPrepare<Plan, kCarry>(f, maps, span, shared);
   } else {
     MoreRegisters<Plan::kMore>();
-    if (group >= span.groups) return;
-    const int first_row = span.v + group * kGroupRows;
-    float s[kKeys / 8][4];
-    // f(element, k, v) for this thread's part of the state that is there.
-    const auto for_state = [&](auto&& f) {
-      const int row = first_row + RowInGroup(threadIdx.x), column = threadIdx.x % 4 * 2;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) f(s[j][e], 8 * j + column + e % 2, row + e / 2 * 8);
-      }
-    };
-    for_state([&](float& x, int k, int v) {
-      x = f.initial && v < f.V ? f.initial(span.b, span.h, k)[v] : 0;
-    });
-    float y[kC / 8][4];
-    int stage_before = 0, tile_before = 0;  // of the chunk before
-    // Y of chunk n, when the next one has begun, leaves by way of the memory of its values.
-    const auto finish_y = [&](int n) {
-      Release(shared.taken[tile_before]);
-      const int thread = FreshThread();
-      BF16 *out = shared.stages[stage_before].v[group], *block = out + ValuesAt(thread);
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) {
-        const float(&low)[4] = y[2 * t], (&high)[4] = y[2 * t + 1];
-        StoreMatrixTransposed({PackPair(low[0], low[1]), PackPair(low[2], low[3]),
-                               PackPair(high[0], high[1]), PackPair(high[2], high[3])},
-                              block + 16 * t * kWidePanel);
-      }
-      FenceShared();
-      Meet(2 + group, kGroup);
-      if (thread % kGroup == 0) {
-        StorePanel(maps.y, out, span.b, span.h, n * kC, span.v + group * kWidePanel);
-        CommitStores();
-      }
-    };
-    Ring<Plan::kStages> stages;
-    Ring<Plan::kTiles> tiles;
-    for (int n = span.first; n < span.end; ++n, stages.Next(), tiles.Next()) {
-      auto& stage = shared.stages[stages.stage];
-      const Prepared& tile = shared.tiles[tiles.stage];
-      const Gates& gates = tile.gates;
-      const int thread = FreshThread();
-      // Of a sum's columns, which are tokens, the numbers for this thread's in block j.
-      const auto tokens = [&](const float* x, int j) {
-        return *reinterpret_cast<const float2*>(x + 8 * j + thread % 4 * 2);
-      };
-      uint32_t left[kKeys / 16][4];
-      PackLeft<kKeys>(s, left);
-      float read[kC / 8][4];
-      const auto read_state = [&](float(&sum)[kC / 8][4], const BF16* rows) {
-        Begin(sum);
-#pragma unroll
-        for (int d = 0; d < kKeys; d += 16)
-          Products<kC>::Step<false>(sum, left[d / 16], AlongKeys<kKeys>(rows, d), d > 0);
-        Commit();
-      };
-      Wait(shared.full[stages.stage], stages.parity);
-      read_state(read, stage.k);
-      if (n > span.first) {
-        Finish<1>(y);
-        finish_y(n - 1);
-      }
-      read_state(y, stage.q);
-      if (f.states) {
-        const int row = first_row + RowInGroup(thread);
-        BF16* to = f.states(span.b, n, span.h) + row * kKeys + NeighbourColumn();
-#pragma unroll
-        for (int k = 0; k < kKeys / 16; ++k) {
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const auto [low, high] = Exchange(left[k][r], left[k][2 + r]);
-            if (row + 8 * r < f.V)
-              *reinterpret_cast<uint2*>(to + 8 * r * kKeys + 16 * k) = {low, high};
-          }
-        }
-      }
-      Wait(shared.ready[tiles.stage], tiles.parity);
-      Finish<1>(read);
-      uint32_t rows[kC / 16][4];
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) {
-        const Fragment v =
-            LoadMatrixTransposed(stage.v[group] + ValuesAt(thread) + 16 * t * kWidePanel);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int j = 2 * t + i / 2;
-          const float2 start = tokens(gates.from_start, j), beta = tokens(gates.beta, j);
-          const float2 value = UnpackPair(v.at[i]);
-          const float* part = &read[j][i % 2 * 2];
-          rows[t][i] = PackPair(beta.x * (value.x - start.x * part[0]),
-                                beta.y * (value.y - start.y * part[1]));
-        }
-      }
-      Finish<0>(y);
-      // U^T = R^T X^T, 32 tokens at a time: the others above the diagonal add nothing.
-      const auto write = [&](float(&u)[4][4], int half) {
-        Begin(u);
-#pragma unroll
-        for (int t = 0; t < 2 + 2 * half; ++t) {
-          Products<32>::Step<false>(u, rows[t], Square(tile.x_high, 32 * half, 16 * t), t > 0);
-          Products<32>::Step<false>(u, rows[t], Square(tile.x_low, 32 * half, 16 * t), true);
-        }
-        Commit();
-      };
-      float u0[4][4], u1[4][4];
-      write(u1, 1);
-      write(u0, 0);
-      if (thread % kGroup == 0 && n > span.first) {
-        WaitForStores();
-        Arrive(shared.empty[stage_before]);
-      }
-      __syncwarp();
-      stage_before = stages.stage;
-      tile_before = tiles.stage;
-      const float whole = gates.Whole();
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[j][e] *= whole;
-      }
-#pragma unroll
-      for (int j = 0; j < kC / 8; ++j) {
-        const float2 start = tokens(gates.from_start, j);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) y[j][e] *= f.scale * (e % 2 ? start.y : start.x);
-      }
-      uint32_t written[kC / 16][4];
-      const auto pack = [&](const float(&u)[4][4], int half) {
-#pragma unroll
-        for (int t = 2 * half; t < 2 * half + 2; ++t) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const float2 end = tokens(gates.to_end, 2 * t + i / 2);
-            const float* part = &u[2 * (t - 2 * half) + i / 2][i % 2 * 2];
-            written[t][i] = PackPair(part[0], part[1]);
-            rows[t][i] = PackPair(end.x * part[0], end.y * part[1]);
-          }
-        }
-      };
-      Finish<1>(u1);
-      pack(u1, 1);
-      Finish<0>(u0);
-      pack(u0, 0);
-      Begin(s);
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) {
-        Products<kKeys>::template Step<true>(s, rows[t], AlongTokens<kKeys>(stage.k, 16 * t), true);
-      }
-      Commit();
-      Begin(y);
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t)
-        Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
-      Commit();
-      Finish<1>(s);
-    }
-    Finish<0>(y);
-    finish_y(span.end - 1);
-    if (f.final_state && span.end == f.chunks) {
-      for_state([&](const float& x, int k, int v) {
-        if (v < f.V) f.final_state(span.b, span.h, k)[v] = x;
-      });
-    }
-    if (threadIdx.x % kGroup == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    if (group < span.groups) Consume<Plan, kCarry>(f, maps, segments, span, group, shared);
   }
 #else
   __trap();
 #endif
+}
+
+// The state before every segment: segments.states has what one adds to the next. A block has 8
+// value columns of one head, a thread one column of the keys.
+constexpr int kCombined = 8;
+template <int kKeys>
+__global__ void CombineSegments(const Segments segments, int V) {
+  __shared__ float state[kKeys][kCombined];
+  const int k = threadIdx.x, rows = min(kCombined, V - static_cast<int>(blockIdx.y) * kCombined);
+  const int64_t head = int64_t{blockIdx.x} * segments.count;
+  for (int segment = 1; segment < segments.count; ++segment) {
+    float* at = segments.states + ((head + segment) * V + blockIdx.y * kCombined) * kKeys;
+    float sum[kCombined] = {};
+    for (int v = 0; v < rows; ++v) sum[v] = at[v * kKeys + k];
+    if (segment > 1) {
+      const float* phi = segments.transitions + (head + segment - 1) * kKeys * kKeys;
+#pragma unroll 8
+      for (int c = 0; c < kKeys; ++c) {
+        const float by = phi[c * kKeys + k];
+#pragma unroll
+        for (int v = 0; v < kCombined; ++v) sum[v] += state[c][v] * by;
+      }
+      for (int v = 0; v < rows; ++v) at[v * kKeys + k] = sum[v];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int v = 0; v < kCombined; ++v) state[k][v] = sum[v];
+    __syncthreads();
+  }
+}
+
+// How many segments finish soonest. A block takes about as long for two chunks that it only carries
+// the state through as for one with outputs; preparing them all costs as much as some chunks more.
+int CountSegments(CudaStream& stream, const Sizes& s, int parts) {
+  const auto rounds = [&](int64_t blocks) {
+    return CeilDiv(blocks * s.heads(), stream.multiprocessors());
+  };
+  int best = 1;
+  double least = 0;
+  for (int count = 1; count <= std::min(64, s.chunks); ++count) {
+    const int chunks = CeilDiv(s.chunks, count);
+    if (CeilDiv(s.chunks, chunks) != count) continue;
+    const double work =
+        chunks * (rounds(int64_t{count} * parts) +
+                  (count == 1 ? 0 : 0.6 * rounds(int64_t{count - 1} * parts + count - 2))) +
+        (count == 1 ? 0 : 12);
+    if (count == 1 || work < least) {
+      best = count;
+      least = work;
+    }
+  }
+  return best;
 }
 
 template <int kKeys, int kGroups>
@@ -322,12 +436,29 @@ void Launch(CudaStream& stream, const GatedDeltaFwd& op) {
   const Maps maps = {TileMap(stream, op.q, kC, kKeyPanel<kKeys>),
                      TileMap(stream, op.k, kC, kKeyPanel<kKeys>), TileMap(stream, op.v, kC),
                      TileMap(stream, op.y, kC)};
-  const auto kernel = HopperForward<Plan>;
-  CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-            "gated_delta");
-  const dim3 blocks(f.H, f.B, CeilDiv(f.V, kGroups * kGroupRows));
-  kernel<<<blocks, Plan::kThreads, kBytes, stream.handle()>>>(f, maps, f.chunks);
-  CheckLaunch("gated_delta");
+  const int parts = CeilDiv(f.V, kGroups * kGroupRows), count = CountSegments(stream, f, parts);
+  Segments segments{CeilDiv(f.chunks, count), count, nullptr, nullptr};
+  const auto run = [&](auto kernel, int blocks) {
+    CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+              "gated_delta");
+    kernel<<<dim3(f.H, f.B, blocks), Plan::kThreads, kBytes, stream.handle()>>>(f, maps, segments);
+    CheckLaunch("gated_delta");
+  };
+  if (count > 1) {
+    const auto cut = [&](Cutter memory) {
+      segments.states = memory.Cut<float>(int64_t{f.heads()} * count * f.V * f.K);
+      segments.transitions = memory.Cut<float>(int64_t{f.heads()} * count * f.K * f.K);
+      return memory.bytes();
+    };
+    cut(Cutter(stream.Scratch(cut(Cutter()))));
+    run(HopperForward<Plan, true>, (count - 1) * (parts + 1));
+    if (count > 2) {
+      CombineSegments<kKeys>
+          <<<dim3(f.heads(), CeilDiv(f.V, kCombined)), kKeys, 0, stream.handle()>>>(segments, f.V);
+      CheckLaunch("gated_delta");
+    }
+  }
+  run(HopperForward<Plan, false>, count * parts);
 }
 
 }  // namespace
