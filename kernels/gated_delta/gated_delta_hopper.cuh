@@ -80,6 +80,12 @@ __device__ inline void StoreBlock(const SplitFragment& x, Prepared& to, int lane
   StoreMatrix(x.high, to.x_high + at);
   StoreMatrix(x.low, to.x_low + at);
 }
+// Two numbers as pairs of bf16 numbers.
+__device__ inline void SplitPair(float x, float y, uint32_t& high, uint32_t& low) {
+  high = PackPair(x, y);
+  const float2 rounded = UnpackPair(high);
+  low = PackPair(x - rounded.x, y - rounded.y);
+}
 // What was a tile and is to be a right operand.
 __device__ inline SplitFragment AsRight(const Tile& x) {
   SplitFragment right = Split(x);
@@ -90,46 +96,6 @@ __device__ inline SplitFragment AsRight(const Tile& x) {
   }
   return right;
 }
-
-// Decays between the 16 tokens of a warp's rows and tokens before them: decay(i, j) = row(i)
-// column(j), both relative to the first of the rows.
-struct RowDecays {
-  const Gates& gates;
-  int lane;
-  float row[2], first_log2_sum;
-  int first_segment;
-
-  __device__ RowDecays(const Gates& of, int in_lane, int block) : gates(of), lane(in_lane) {
-    const int i = 16 * block + lane / 4;
-    first_log2_sum = gates.log2_sum[16 * block];
-    first_segment = gates.segment[16 * block];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      row[r] = gates.segment[i + 8 * r] == first_segment
-                   ? FastExp2(gates.log2_sum[i + 8 * r] - first_log2_sum)
-                   : 0;
-    }
-  }
-  __device__ float2 Column(int block, int half) const {
-    const int j = 16 * block + 8 * half + lane % 4 * 2;
-    const float2 log2_sum = *reinterpret_cast<const float2*>(gates.log2_sum + j);
-    const int2 segment = *reinterpret_cast<const int2*>(gates.segment + j);
-    return {segment.x == first_segment ? FastExp2(first_log2_sum - log2_sum.x) : 0,
-            segment.y == first_segment ? FastExp2(first_log2_sum - log2_sum.y) : 0};
-  }
-  // Block (row, column) of decay(i, j) x(i, j), times by[r] in each row; column < row.
-  __device__ void Apply(const float (*x)[4], int column, const float (&by)[2], Tile& out) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float2 decay = Column(column, half);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        out[half][2 * r] = x[half][2 * r] * (by[r] * row[r]) * decay.x;
-        out[half][2 * r + 1] = x[half][2 * r + 1] * (by[r] * row[r]) * decay.y;
-      }
-    }
-  }
-};
 
 // Row i of (I + N)^-1 for a strictly lower triangular N [16, 16], given N^T with rows of 20 floats.
 __device__ inline void InverseRow(const float* n, int i, float (&x)[16]) {
@@ -148,18 +114,18 @@ __device__ inline void InverseRow(const float* n, int i, float (&x)[16]) {
   }
 }
 
-// X and, with kOutputs, P of a chunk, by one warpgroup, which meets at `barrier`; gates_ready() is
-// called by all its threads while a product runs, and afterwards to.gates are there. `diagonal` is
-// memory for N's diagonal blocks.
+// Memory for the diagonal blocks of N^T.
 using Diagonal = float[kBlocks][16 * 20];
 
+// X and, with kOutputs, P of a chunk, by one warpgroup, which meets at `barrier`. meanwhile(warp)
+// is called by its warps 1 and 3 alone, in time that they would wait; what it writes to shared
+// memory is there for all of them afterwards.
 template <int kKeys, bool kOutputs = true, class F>
-__device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to, Diagonal& diagonal,
-                        int barrier, F&& gates_ready) {
+__device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float scale, Prepared& to,
+                        Diagonal& diagonal, int barrier, F&& meanwhile) {
   const int thread = FreshThread();
   const int warp = thread % kGroup / kWarp, lane = thread % kWarp;
-  float dots[kC / 8][4];
-  const auto multiply = [&](const BF16* left) {
+  const auto multiply = [&](float(&dots)[kC / 8][4], const BF16* left) {
     Begin(dots);
 #pragma unroll
     for (int d = 0; d < kKeys; d += 16) {
@@ -168,74 +134,78 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
     }
     Commit();
   };
-  multiply(k);
-  gates_ready();
-  Meet(barrier, kGroup);
-  Finish<0>(dots);
-  const RowDecays decays(to.gates, lane, warp);
-  const float beta[2] = {to.gates.beta[16 * warp + lane / 4],
-                         to.gates.beta[16 * warp + lane / 4 + 8]};
+  float n[kC / 8][4], p[kC / 8][4];
+  multiply(n, k);
+  if constexpr (kOutputs) multiply(p, q);
+  // N = beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i. All
+  // warps go through all columns: without branches there is always something to do.
+  const int row = 16 * warp + lane / 4, column = lane % 4 * 2;
+  float log2_sum[2], beta[2];
+  int segment[2];
 #pragma unroll
-  for (int j = 0; j < kBlocks; ++j) {
-    if (j > warp) break;
-    Tile n;
-    if (j < warp) {
-      decays.Apply(dots + 2 * j, j, beta, n);
-      StoreBlock(Split(n), to, lane, warp, j);
-    } else {
-      Decays(to.gates, warp, warp, lane, n);
+  for (int r = 0; r < 2; ++r) {
+    log2_sum[r] = gates.log2_sum[row + 8 * r];
+    segment[r] = gates.segment[row + 8 * r];
+    beta[r] = gates.beta[row + 8 * r];
+  }
+  Finish<0>(n, p);
+#pragma unroll
+  for (int j = 0; j < kC / 8; ++j) {
+    const float2 log2_sums = *reinterpret_cast<const float2*>(gates.log2_sum + 8 * j + column);
+    const int2 segments = *reinterpret_cast<const int2*>(gates.segment + 8 * j + column);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int r = e / 2;
+      const float exponent = log2_sum[r] - (e % 2 ? log2_sums.y : log2_sums.x);
+      const bool sees =
+          8 * j + column + e % 2 <= row + 8 * r && (e % 2 ? segments.y : segments.x) == segment[r];
+      const float decay = FastExp2(sees ? exponent : -INFINITY);
+      n[j][e] *= beta[r] * decay;
+      if constexpr (kOutputs) p[j][e] *= scale * decay;
+    }
+  }
+  const auto block = [&](const float(&x)[kC / 8][4], int b, Tile& tile) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) tile[e / 4][e % 4] = x[2 * b + e / 4][e % 4];
+  };
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    Tile tile;
+    if constexpr (kOutputs) {
+      block(p, b, tile);
+      const Fragment packed = Pack(tile);
+      if (b <= warp) StoreMatrix(packed, to.p + BlockAt(lane, warp, b));
+    }
+    block(n, b, tile);
+    if (b == warp) {
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        const int row = lane / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + lane % 4 * 2 + e % 2;
-        diagonal[warp][column * 20 + row] =
-            n[e / 4][e % 4] * beta[e % 4 / 2] * dots[2 * j + e / 4][e % 4];
+        const int i = lane / 4 + e % 4 / 2 * 8, j = e / 4 * 8 + column + e % 2;
+        diagonal[warp][j * 20 + i] = tile[e / 4][e % 4];
       }
+    } else if (b < kBlocks - 1) {
+      const SplitFragment split = Split(tile);
+      if (b < warp) StoreBlock(split, to, lane, warp, b);
     }
   }
   __syncwarp();
-  if constexpr (kOutputs) multiply(q);
-  {
-    float x[16];
-    const int row = lane % 16;
-    InverseRow(diagonal[warp], row, x);
-    if (lane < 16) {
+  float x[16];
+  InverseRow(diagonal[warp], lane % 16, x);
+  if (lane < 16) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint4 high, low;
-        uint32_t *highs = &high.x, *lows = &low.x;
+    for (int half = 0; half < 2; ++half) {
+      uint4 high, low;
+      uint32_t *highs = &high.x, *lows = &low.x;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float a = x[8 * half + 2 * i], b = x[8 * half + 2 * i + 1];
-          highs[i] = PackPair(a, b);
-          const float2 rounded = UnpackPair(highs[i]);
-          lows[i] = PackPair(a - rounded.x, b - rounded.y);
-        }
-        const int at = InPanel(16 * warp + row, 16 * warp + 8 * half);
-        *reinterpret_cast<uint4*>(to.x_high + at) = high;
-        *reinterpret_cast<uint4*>(to.x_low + at) = low;
-      }
+      for (int i = 0; i < 4; ++i)
+        SplitPair(x[8 * half + 2 * i], x[8 * half + 2 * i + 1], highs[i], lows[i]);
+      const int at = InPanel(16 * warp + lane, 16 * warp + 8 * half);
+      *reinterpret_cast<uint4*>(to.x_high + at) = high;
+      *reinterpret_cast<uint4*>(to.x_low + at) = low;
     }
   }
-  Finish<0>(dots);
   Meet(barrier, kGroup);
 
-  const auto store_p = [&] {
-    if constexpr (!kOutputs) return;
-    const float scales[2] = {scale, scale};
-#pragma unroll
-    for (int j = 0; j < kBlocks; ++j) {
-      if (j > warp) break;
-      Tile p;
-      if (j < warp) {
-        decays.Apply(dots + 2 * j, j, scales, p);
-      } else {
-        Decays(to.gates, warp, warp, lane, p);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) p[e / 4][e % 4] *= scale * dots[2 * j + e / 4][e % 4];
-      }
-      StoreMatrix(Pack(p), to.p + BlockAt(lane, warp, j));
-    }
-  };
   // Blocks (1, 0) and (3, 2): X_ij = -X_ii N_ij X_jj.
   if (warp % 2 == 0) {
     Tile product = {}, x = {};
@@ -245,57 +215,53 @@ __device__ void Prepare(const BF16* k, const BF16* q, float scale, Prepared& to,
     for (int e = 0; e < 8; ++e) x[e / 4][e % 4] *= -1;
     StoreBlock(Split(x), to, lane, warp + 1, warp);
   } else {
-    store_p();
+    meanwhile(warp);
   }
   Meet(barrier, kGroup);
+
   // The same with blocks of 32 x 32; a warp has 8 columns.
-  {
-    const int column = 8 * warp;
-    float product[2][2][4] = {};  // of high and high, and the rest
-    const auto multiply_half = [&](float(&sum)[2][4], const SplitFragment& a, const Fragment& b) {
-      MmaHalf(sum[0], a.high, b.at[0], b.at[1]);
-      MmaHalf(sum[1], a.high, b.at[2], b.at[3]);
-      MmaHalf(sum[1], a.low, b.at[0], b.at[1]);
-    };
+  const int slab = 8 * warp;
+  float product[2][2][4] = {};  // of high and high, and the rest
+  const auto multiply_slab = [&](float(&sum)[2][4], const SplitFragment& a, const Fragment& b) {
+    MmaHalf(sum[0], a.high, b.at[0], b.at[1]);
+    MmaHalf(sum[1], a.high, b.at[2], b.at[3]);
+    MmaHalf(sum[1], a.low, b.at[0], b.at[1]);
+  };
 #pragma unroll
-    for (int l = 0; l < 2; ++l) {
-      if (l < warp / 2) continue;
-      const Fragment x = LoadMatrixTransposed((lane < 16 ? to.x_high : to.x_low) +
-                                              InPanel(16 * l + lane % 16, column));
+  for (int l = 0; l < 2; ++l) {  // for the right half of the columns, zeros above the diagonal
+    const Fragment right = LoadMatrixTransposed((lane < 16 ? to.x_high : to.x_low) +
+                                                InPanel(16 * l + lane % 16, slab));
 #pragma unroll
-      for (int i = 0; i < 2; ++i) multiply_half(product[i], LeftBlock(to, lane, 2 + i, l), x);
-    }
-    Fragment right[2];
+    for (int i = 0; i < 2; ++i) multiply_slab(product[i], LeftBlock(to, lane, 2 + i, l), right);
+  }
+  Fragment right[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float a = product[i][0][2 * r] + product[i][1][2 * r],
-                    b = product[i][0][2 * r + 1] + product[i][1][2 * r + 1];
-        const uint32_t high = PackPair(a, b);
-        const float2 rounded = UnpackPair(high);
-        right[i].at[r] = Transpose(high);
-        right[i].at[2 + r] = Transpose(PackPair(a - rounded.x, b - rounded.y));
-      }
-    }
-    Meet(barrier, kGroup);  // all have read N
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float x[2][4] = {};
-#pragma unroll
-      for (int l = 0; l <= i; ++l) multiply_half(x, LeftBlock(to, lane, 2 + i, 2 + l), right[l]);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float a = -(x[0][2 * r] + x[1][2 * r]), b = -(x[0][2 * r + 1] + x[1][2 * r + 1]);
-        const uint32_t high = PackPair(a, b);
-        const float2 rounded = UnpackPair(high);
-        const int to_at = InPanel(32 + 16 * i + lane / 4 + 8 * r, column + lane % 4 * 2);
-        *reinterpret_cast<uint32_t*>(to.x_high + to_at) = high;
-        *reinterpret_cast<uint32_t*>(to.x_low + to_at) = PackPair(a - rounded.x, b - rounded.y);
-      }
+    for (int r = 0; r < 2; ++r) {
+      uint32_t high, low;
+      SplitPair(product[i][0][2 * r] + product[i][1][2 * r],
+                product[i][0][2 * r + 1] + product[i][1][2 * r + 1], high, low);
+      right[i].at[r] = Transpose(high);
+      right[i].at[2 + r] = Transpose(low);
     }
   }
-  if (warp % 2 == 0) store_p();
+  Meet(barrier, kGroup);  // all have read N
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float sum[2][4] = {};
+#pragma unroll
+    for (int l = 0; l <= i; ++l) multiply_slab(sum, LeftBlock(to, lane, 2 + i, 2 + l), right[l]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      uint32_t high, low;
+      SplitPair(-(sum[0][2 * r] + sum[1][2 * r]), -(sum[0][2 * r + 1] + sum[1][2 * r + 1]), high,
+                low);
+      const int at = InPanel(32 + 16 * i + lane / 4 + 8 * r, slab + column);
+      *reinterpret_cast<uint32_t*>(to.x_high + at) = high;
+      *reinterpret_cast<uint32_t*>(to.x_low + at) = low;
+    }
+  }
 }
 
 }  // namespace weft::gated_delta

@@ -15,12 +15,13 @@ struct ForwardPlan {
   static constexpr int kBlocksPerSM = kGroups == 1 ? 2 : 1;
   static constexpr int kStages = 3, kTiles = kGroups == 1 ? 1 : 2;
   // Of a preparing and of another thread.
-  static constexpr int kFewer = kGroups == 2 && kKeys < 128 ? 120 : 88;
-  static constexpr int kMore = kGroups == 1 ? 168 : kKeys < 128 ? 192 : 208;
+  static constexpr int kFewer = kGroups == 1 ? 96 : 120;
+  static constexpr int kMore = kGroups == 1 ? 160 : 192;
 
   struct alignas(1024) Stage {
     BF16 k[kC * kKeyWidth<kKeys>], q[kC * kKeyWidth<kKeys>];
     BF16 v[kGroups][kSquare];  // y in the end
+    Gates gates;
   };
   struct Shared {
     Stage stages[kStages];
@@ -74,14 +75,12 @@ template <class Plan, bool kCarry>
 __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const Span& span,
                                typename Plan::Shared& shared) {
   constexpr int kKeys = Plan::kKeys;
-  const bool first_warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0) == 0;
   Ring<Plan::kStages> loads, stages;
   Ring<Plan::kTiles> tiles;
   for (Prepared& tile : shared.tiles) {  // blocks above the diagonal stay zero
     for (int i = threadIdx.x; i < 3 * kSquare / 8; i += kGroup)
       reinterpret_cast<uint4*>(tile.x_high)[i] = uint4{};
   }
-  Meet(1, kGroup);
   const auto load = [&](int n) {  // by one thread
     const Chunk c(f, span.b, n, span.h);
     auto& stage = shared.stages[loads.stage];
@@ -97,25 +96,33 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     }
     loads.Next();
   };
+  const auto gates_of = [&](int n) { return GatePair(f, Chunk(f, span.b, n, span.h)); };
+  // Warp 1 loads and warp 3 scans gates, both for the chunk after the one that is prepared.
+  const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
   GatePair gates;
-  if (first_warp) {
-    if (threadIdx.x == 0) load(span.first);
-    gates = GatePair(f, Chunk(f, span.b, span.first, span.h));
+  if (warp == 1 && threadIdx.x % kWarp == 0) load(span.first);
+  if (warp == 3) {
+    ScanGates(gates_of(span.first), shared.stages[0].gates);
+    if (span.first + 1 < span.end) gates = gates_of(span.first + 1);
   }
-  for (int n = span.first; n < span.end; ++n, stages.Next(), tiles.Next()) {
+  Meet(1, kGroup);
+  for (int n = span.first; n < span.end; ++n, tiles.Next()) {
     const auto& stage = shared.stages[stages.stage];
     Prepared& tile = shared.tiles[tiles.stage];
     Wait(shared.full[stages.stage], stages.parity);
+    stages.Next();
     Wait(shared.taken[tiles.stage], tiles.parity ^ 1);
-    Prepare<kKeys, !kCarry>(stage.k, stage.q, f.scale, tile, shared.diagonal, 1, [&] {
-      if (!first_warp) return;
-      ScanGates(gates, tile.gates);
-      if (n + 1 == span.end) return;
-      // Into the stage of chunk n - 2, which is no longer used when the tile of n is prepared.
-      if (threadIdx.x == 0) load(n + 1);
-      __syncwarp();
-      gates = GatePair(f, Chunk(f, span.b, n + 1, span.h));
-    });
+    Prepare<kKeys, !kCarry>(stage.k, stage.q, stage.gates, f.scale, tile, shared.diagonal, 1,
+                            [&](int warp) {
+                              if (n + 1 == span.end) return;
+                              // Into the stage of chunk n - 2: nothing needs it any more when that
+                              // of n is prepared.
+                              if (warp == 1 && threadIdx.x % kWarp == 0) load(n + 1);
+                              if (warp == 3) {
+                                ScanGates(gates, shared.stages[stages.stage].gates);
+                                if (n + 2 < span.end) gates = gates_of(n + 2);
+                              }
+                            });
     FenceShared();
     __syncwarp();
     Release(shared.ready[tiles.stage]);
@@ -199,7 +206,7 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
   for (int n = span.first; n < span.end; ++n, stages.Next(), tiles.Next()) {
     auto& stage = shared.stages[stages.stage];
     const Prepared& tile = shared.tiles[tiles.stage];
-    const Gates& gates = tile.gates;
+    const Gates& gates = stage.gates;
     const int thread = FreshThread();
     // Of a sum's columns, which are tokens, the numbers for this thread's in block j.
     const auto tokens = [&](const float* x, int j) {
@@ -236,7 +243,8 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
       }
     }
     Wait(shared.ready[tiles.stage], tiles.parity);
-    Finish<!kCarry>(read);
+    // With the widest keys registers are short: then no other product may run.
+    Finish<(!kCarry && kKeys < 128)>(read);
     // R^T, the left operand, times beta: X is M without it.
     uint32_t rows[kC / 16][4];
 #pragma unroll
@@ -322,7 +330,7 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
       for (int t = 0; t < kBlocks; ++t)
         Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
       Commit();
-      Finish<1>(s);
+        Finish<1>(s);
     }
   }
   if constexpr (kCarry) {
