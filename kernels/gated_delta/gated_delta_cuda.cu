@@ -26,6 +26,25 @@ bool OnHopper(const CudaStream& stream, const GatedDeltaFwd& f) {
          OnTensorCores(f);
 }
 
+// How many segments of the sequence finish soonest on Hopper, counted in chunks that a block goes
+// through. Segments cost a pass before, in which all but the last carry their state to the next and
+// all but the first and the last find out what they do to one, and about as much as 12 chunks.
+int Segments(const CudaStream& stream, const GatedDeltaFwd& f) {
+  const int64_t heads = f.v.dim(0) * f.v.dim(2), parts = CeilDiv(f.v.dim(3), 128);
+  const int64_t chunks = GatedDeltaChunks(f.v.dim(1));
+  const auto rounds = [&](int64_t blocks) {
+    return CeilDiv(heads * blocks, stream.multiprocessors());
+  };
+  int64_t best = 1, least = chunks * rounds(parts);
+  for (int64_t count = 2; count <= std::min<int64_t>(chunks, 64); ++count) {
+    const int64_t cost =
+        CeilDiv(chunks, count) * (rounds(count * parts) + rounds((count - 1) * parts + count - 2)) +
+        12;
+    if (cost < least) best = count, least = cost;
+  }
+  return static_cast<int>(best);
+}
+
 // The choice by shape, type and device. A kernel for one shape or one GPU goes before the others.
 Kernel Choose(const CudaStream& stream, const GatedDeltaFwd& f) {
   if (!f.states.defined() && f.q.dim(1) <= kMostRecurrentTokens && f.q.dim(3) <= 256)
@@ -48,7 +67,7 @@ void Run(CudaStream& stream, const GatedDeltaFwd& f) {
     case Kernel::kRecurrent:
       return RunRecurrent(stream, f);
     case Kernel::kHopper:
-      return RunHopper(stream, f);
+      return RunHopper(stream, f, Segments(stream, f));
     case Kernel::kTensorCores:
       return RunTensorCores(stream, f);
     case Kernel::kF32:

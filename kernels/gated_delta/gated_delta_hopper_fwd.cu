@@ -330,7 +330,7 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
       for (int t = 0; t < kBlocks; ++t)
         Products<kC>::Step<false>(y, written[t], Square(tile.p, 0, 16 * t), true);
       Commit();
-        Finish<1>(s);
+      Finish<1>(s);
     }
   }
   if constexpr (kCarry) {
@@ -350,6 +350,36 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
   }
 }
 
+// The first chunk that the state after a segment depends on: what is older has decayed by so much,
+// or a document began, that it is less than the rounding of any sum. No state grows on its way.
+constexpr float kForgotten = -45;  // logarithm of the decay
+template <class Plan>
+__device__ int FirstRemembered(const Forward<BF16>& f, const Span& span, float* sums) {
+  constexpr int kWarps = Plan::kThreads / kWarp;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  float decay = 0;
+  for (int last = span.end - 1; last >= span.first; last -= kWarps) {
+    if (last - warp >= span.first) {
+      const GatePair pair(f, Chunk(f, span.b, last - warp, span.h));
+      float sum = 0;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int t = pair.token + e;
+        sum += t > 0 && pair.doc_start[e] == t ? kForgotten : pair.log_a[e];
+      }
+      sum = WarpSum(sum);
+      if (lane == 0) sums[warp] = sum;
+    }
+    __syncthreads();
+    for (int i = 0; i < kWarps && last - i >= span.first; ++i) {
+      decay += sums[i];
+      if (decay < kForgotten) return last - i;
+    }
+    __syncthreads();
+  }
+  return span.first;
+}
+
 // With kCarry, not y but the state after each segment but the last, and their transitions.
 template <class Plan, bool kCarry>
 __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
@@ -357,8 +387,17 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
                   const __grid_constant__ Segments segments) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   auto& shared = SharedMemory<typename Plan::Shared>();
-  const Span span(f, segments, Plan::kGroups, kCarry);
-  if (kCarry && span.transition && span.segment == 0) return;  // its state before is known
+  Span span(f, segments, Plan::kGroups, kCarry);
+  if constexpr (kCarry) {
+    if (span.transition && span.segment == 0) return;  // its state before is known
+    const int first = FirstRemembered<Plan>(f, span, shared.diagonal[0]);
+    if (span.transition && first > span.first) {
+      float* to = span.Row(f, segments, span.segment);
+      for (int i = threadIdx.x; i < f.K * f.K; i += Plan::kThreads) to[i] = 0;
+      return;
+    }
+    span.first = first;
+  }
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kStages; ++i) {
       Init(shared.full[i], 1);
@@ -413,39 +452,17 @@ __global__ void CombineSegments(const Segments segments, int V) {
   }
 }
 
-// How many segments finish soonest. A block takes about as long for two chunks that it only carries
-// the state through as for one with outputs; preparing them all costs as much as some chunks more.
-int CountSegments(CudaStream& stream, const Sizes& s, int parts) {
-  const auto rounds = [&](int64_t blocks) {
-    return CeilDiv(blocks * s.heads(), stream.multiprocessors());
-  };
-  int best = 1;
-  double least = 0;
-  for (int count = 1; count <= std::min(64, s.chunks); ++count) {
-    const int chunks = CeilDiv(s.chunks, count);
-    if (CeilDiv(s.chunks, chunks) != count) continue;
-    const double work =
-        chunks * (rounds(int64_t{count} * parts) +
-                  (count == 1 ? 0 : 0.6 * rounds(int64_t{count - 1} * parts + count - 2))) +
-        (count == 1 ? 0 : 12);
-    if (count == 1 || work < least) {
-      best = count;
-      least = work;
-    }
-  }
-  return best;
-}
-
 template <int kKeys, int kGroups>
-void Launch(CudaStream& stream, const GatedDeltaFwd& op) {
+void Launch(CudaStream& stream, const GatedDeltaFwd& op, int most_segments) {
   using Plan = ForwardPlan<kKeys, kGroups>;
   constexpr int kBytes = sizeof(typename Plan::Shared) + 1024;
   const Forward<BF16> f(op);
   const Maps maps = {TileMap(stream, op.q, kC, kKeyPanel<kKeys>),
                      TileMap(stream, op.k, kC, kKeyPanel<kKeys>), TileMap(stream, op.v, kC),
                      TileMap(stream, op.y, kC)};
-  const int parts = CeilDiv(f.V, kGroups * kGroupRows), count = CountSegments(stream, f, parts);
-  Segments segments{CeilDiv(f.chunks, count), count, nullptr, nullptr};
+  const int parts = CeilDiv(f.V, kGroups * kGroupRows), chunks = CeilDiv(f.chunks, most_segments);
+  const int count = CeilDiv(f.chunks, chunks);
+  Segments segments{chunks, count, nullptr, nullptr};
   const auto run = [&](auto kernel, int blocks) {
     CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
               "gated_delta");
@@ -471,12 +488,13 @@ void Launch(CudaStream& stream, const GatedDeltaFwd& op) {
 
 }  // namespace
 
-void RunHopper(CudaStream& stream, const GatedDeltaFwd& op) {
+void RunHopper(CudaStream& stream, const GatedDeltaFwd& op, int segments) {
   const int64_t K = op.k.dim(3), V = op.v.dim(3);
-  if (K == 48) return Launch<48, 2>(stream, op);
-  if (K == 64) return V <= 64 ? Launch<64, 1>(stream, op) : Launch<64, 2>(stream, op);
-  if (K == 96) return Launch<96, 2>(stream, op);
-  Launch<128, 2>(stream, op);
+  if (K == 48) return Launch<48, 2>(stream, op, segments);
+  if (K == 64)
+    return V <= 64 ? Launch<64, 1>(stream, op, segments) : Launch<64, 2>(stream, op, segments);
+  if (K == 96) return Launch<96, 2>(stream, op, segments);
+  Launch<128, 2>(stream, op, segments);
 }
 
 }  // namespace weft::gated_delta
