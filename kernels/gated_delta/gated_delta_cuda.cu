@@ -26,20 +26,23 @@ bool OnHopper(const CudaStream& stream, const GatedDeltaFwd& f) {
          OnTensorCores(f);
 }
 
-// How many segments of the sequence finish soonest on Hopper, counted in chunks that a block goes
-// through. Segments cost a pass before, in which all but the last carry their state to the next and
-// all but the first and the last find out what they do to one, and about as much as 12 chunks.
+// How many segments of the sequence finish soonest on Hopper, counted in half chunks that blocks go
+// through one after another. Segments cost a pass before: all but the last carry their state to the
+// next, and all but the first and the last find out what they do to one, but seldom all of it,
+// since most heads forget sooner. To start costs a block as much as 3 chunks, the pass as 12 and
+// one more per segment.
 int Segments(const CudaStream& stream, const GatedDeltaFwd& f) {
   const int64_t heads = f.v.dim(0) * f.v.dim(2), parts = CeilDiv(f.v.dim(3), 128);
   const int64_t chunks = GatedDeltaChunks(f.v.dim(1));
   const auto rounds = [&](int64_t blocks) {
     return CeilDiv(heads * blocks, stream.multiprocessors());
   };
-  int64_t best = 1, least = chunks * rounds(parts);
+  int64_t best = 1, least = 2 * (chunks + 3) * rounds(parts);
   for (int64_t count = 2; count <= std::min<int64_t>(chunks, 64); ++count) {
+    const int64_t before = (count - 1) * parts + count - 2;
     const int64_t cost =
-        CeilDiv(chunks, count) * (rounds(count * parts) + rounds((count - 1) * parts + count - 2)) +
-        12;
+        (CeilDiv(chunks, count) + 3) * (2 * rounds(count * parts) + rounds(before)) +
+        2 * (12 + count);
     if (cost < least) best = count, least = cost;
   }
   return static_cast<int>(best);

@@ -51,8 +51,10 @@ struct alignas(1024) Prepared {
 };
 
 // Where a lane loads and stores its part of a 16 x 16 block of such a tile.
-__device__ inline int BlockAt(int lane, int row, int column) {
-  return 16 * row * kWidePanel + (InPanel(lane % 16, lane / 16 * 8) ^ 16 * column);
+__device__ inline int BlockAt(int lane, int row, int column, bool transposed = false) {
+  const int at = transposed ? InPanel(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8)
+                            : InPanel(lane % 16, lane / 16 * 8);
+  return 16 * row * kWidePanel + (at ^ 16 * column);
 }
 __device__ inline SplitFragment LeftBlock(const Prepared& x, int lane, int row, int column) {
   const int at = BlockAt(lane, row, column);
@@ -79,6 +81,16 @@ __device__ inline void StoreBlock(const SplitFragment& x, Prepared& to, int lane
   const int at = BlockAt(lane, row, column);
   StoreMatrix(x.high, to.x_high + at);
   StoreMatrix(x.low, to.x_low + at);
+}
+// product = a b. Sums that do not wait for each other: the tensor cores are busy with other things.
+__device__ inline void Multiply(const SplitFragment& a, const SplitFragment& b, Tile& product) {
+  Tile high = {}, low[2] = {};
+  Mma(high, a.high, b.high);
+  Mma(low[0], a.high, b.low);
+  Mma(low[1], a.low, b.high);
+#pragma unroll
+  for (int e = 0; e < 8; ++e)
+    product[e / 4][e % 4] = high[e / 4][e % 4] + (low[0][e / 4][e % 4] + low[1][e / 4][e % 4]);
 }
 // Two numbers as pairs of bf16 numbers.
 __device__ inline void SplitPair(float x, float y, uint32_t& high, uint32_t& low) {
@@ -125,11 +137,11 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
                         Diagonal& diagonal, int barrier, F&& meanwhile) {
   const int thread = FreshThread();
   const int warp = thread % kGroup / kWarp, lane = thread % kWarp;
-  const auto multiply = [&](float(&dots)[kC / 8][4], const BF16* left) {
+  const auto multiply = [&](float(&dots)[kC / 8][4], const BF16* right) {
     Begin(dots);
 #pragma unroll
     for (int d = 0; d < kKeys; d += 16) {
-      Products<kC>::Step<false, false>(dots, AlongKeys<kKeys>(left, d), AlongKeys<kKeys>(k, d),
+      Products<kC>::Step<false, false>(dots, AlongKeys<kKeys>(k, d), AlongKeys<kKeys>(right, d),
                                        d > 0);
     }
     Commit();
@@ -137,8 +149,9 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
   float n[kC / 8][4], p[kC / 8][4];
   multiply(n, k);
   if constexpr (kOutputs) multiply(p, q);
-  // N = beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i. All
-  // warps go through all columns: without branches there is always something to do.
+  // N(i, j) = beta_i decay(i, j) <k_i, k_j> for j < i, and P^T(j, i) = scale decay(i, j) <k_j, q_i>
+  // for j <= i: a warp has rows of both, of which the first grow longer and the second shorter. All
+  // go through all columns, so that without branches there is always something to do.
   const int row = 16 * warp + lane / 4, column = lane % 4 * 2;
   float log2_sum[2], beta[2];
   int segment[2];
@@ -156,12 +169,12 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int r = e / 2;
-      const float exponent = log2_sum[r] - (e % 2 ? log2_sums.y : log2_sums.x);
-      const bool sees =
-          8 * j + column + e % 2 <= row + 8 * r && (e % 2 ? segments.y : segments.x) == segment[r];
-      const float decay = FastExp2(sees ? exponent : -INFINITY);
+      const float between = fabsf(log2_sum[r] - (e % 2 ? log2_sums.y : log2_sums.x));
+      const bool same = (e % 2 ? segments.y : segments.x) == segment[r];
+      const float decay = FastExp2(same ? -between : -INFINITY);
       n[j][e] *= beta[r] * decay;
-      if constexpr (kOutputs) p[j][e] *= scale * decay;
+      if constexpr (kOutputs)
+        p[j][e] = row + 8 * r <= 8 * j + column + e % 2 ? p[j][e] * (scale * decay) : 0;
     }
   }
   const auto block = [&](const float(&x)[kC / 8][4], int b, Tile& tile) {
@@ -174,7 +187,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
     if constexpr (kOutputs) {
       block(p, b, tile);
       const Fragment packed = Pack(tile);
-      if (b <= warp) StoreMatrix(packed, to.p + BlockAt(lane, warp, b));
+      if (b >= warp) StoreMatrixTransposed(packed, to.p + BlockAt(lane, b, warp, true));
     }
     block(n, b, tile);
     if (b == warp) {
@@ -208,9 +221,9 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
 
   // Blocks (1, 0) and (3, 2): X_ij = -X_ii N_ij X_jj.
   if (warp % 2 == 0) {
-    Tile product = {}, x = {};
-    Mma(product, LeftBlock(to, lane, warp + 1, warp), RightBlock(to, lane, warp, warp));
-    Mma(x, LeftBlock(to, lane, warp + 1, warp + 1), AsRight(product));
+    Tile product, x;
+    Multiply(LeftBlock(to, lane, warp + 1, warp), RightBlock(to, lane, warp, warp), product);
+    Multiply(LeftBlock(to, lane, warp + 1, warp + 1), AsRight(product), x);
 #pragma unroll
     for (int e = 0; e < 8; ++e) x[e / 4][e % 4] *= -1;
     StoreBlock(Split(x), to, lane, warp + 1, warp);
@@ -221,11 +234,14 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
 
   // The same with blocks of 32 x 32; a warp has 8 columns.
   const int slab = 8 * warp;
-  float product[2][2][4] = {};  // of high and high, and the rest
-  const auto multiply_slab = [&](float(&sum)[2][4], const SplitFragment& a, const Fragment& b) {
-    MmaHalf(sum[0], a.high, b.at[0], b.at[1]);
-    MmaHalf(sum[1], a.high, b.at[2], b.at[3]);
-    MmaHalf(sum[1], a.low, b.at[0], b.at[1]);
+  float product[2][3][4] = {};
+  const auto multiply_slab = [&](float(&sums)[3][4], const SplitFragment& a, const Fragment& b) {
+    MmaHalf(sums[0], a.high, b.at[0], b.at[1]);
+    MmaHalf(sums[1], a.high, b.at[2], b.at[3]);
+    MmaHalf(sums[2], a.low, b.at[0], b.at[1]);
+  };
+  const auto sum = [](const float(&sums)[3][4], int e) {
+    return sums[0][e] + (sums[1][e] + sums[2][e]);
   };
 #pragma unroll
   for (int l = 0; l < 2; ++l) {  // for the right half of the columns, zeros above the diagonal
@@ -240,8 +256,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       uint32_t high, low;
-      SplitPair(product[i][0][2 * r] + product[i][1][2 * r],
-                product[i][0][2 * r + 1] + product[i][1][2 * r + 1], high, low);
+      SplitPair(sum(product[i], 2 * r), sum(product[i], 2 * r + 1), high, low);
       right[i].at[r] = Transpose(high);
       right[i].at[2 + r] = Transpose(low);
     }
@@ -249,14 +264,13 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
   Meet(barrier, kGroup);  // all have read N
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float sum[2][4] = {};
+    float sums[3][4] = {};
 #pragma unroll
-    for (int l = 0; l <= i; ++l) multiply_slab(sum, LeftBlock(to, lane, 2 + i, 2 + l), right[l]);
+    for (int l = 0; l <= i; ++l) multiply_slab(sums, LeftBlock(to, lane, 2 + i, 2 + l), right[l]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       uint32_t high, low;
-      SplitPair(-(sum[0][2 * r] + sum[1][2 * r]), -(sum[0][2 * r + 1] + sum[1][2 * r + 1]), high,
-                low);
+      SplitPair(-sum(sums, 2 * r), -sum(sums, 2 * r + 1), high, low);
       const int at = InPanel(32 + 16 * i + lane / 4 + 8 * r, slab + column);
       *reinterpret_cast<uint32_t*>(to.x_high + at) = high;
       *reinterpret_cast<uint32_t*>(to.x_low + at) = low;

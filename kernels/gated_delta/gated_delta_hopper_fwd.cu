@@ -424,30 +424,35 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocksPerSM)
 }
 
 // The state before every segment: segments.states has what one adds to the next. A block has 8
-// value columns of one head, a thread one column of the keys.
-constexpr int kCombined = 8;
+// value columns of one head; its threads share the sums among each other.
+constexpr int kCombined = 8, kShares = 4;
 template <int kKeys>
-__global__ void CombineSegments(const Segments segments, int V) {
-  __shared__ float state[kKeys][kCombined];
-  const int k = threadIdx.x, rows = min(kCombined, V - static_cast<int>(blockIdx.y) * kCombined);
+__global__ void __launch_bounds__(kKeys* kShares) CombineSegments(const Segments segments, int V) {
+  __shared__ float state[kKeys][kCombined], sums[kShares][kCombined][kKeys];
+  const int k = threadIdx.x % kKeys, share = threadIdx.x / kKeys, first = blockIdx.y * kCombined;
   const int64_t head = int64_t{blockIdx.x} * segments.count;
   for (int segment = 1; segment < segments.count; ++segment) {
-    float* at = segments.states + ((head + segment) * V + blockIdx.y * kCombined) * kKeys;
     float sum[kCombined] = {};
-    for (int v = 0; v < rows; ++v) sum[v] = at[v * kKeys + k];
     if (segment > 1) {
       const float* phi = segments.transitions + (head + segment - 1) * kKeys * kKeys;
 #pragma unroll 8
-      for (int c = 0; c < kKeys; ++c) {
+      for (int i = 0; i < kKeys / kShares; ++i) {
+        const int c = share * (kKeys / kShares) + i;
         const float by = phi[c * kKeys + k];
 #pragma unroll
         for (int v = 0; v < kCombined; ++v) sum[v] += state[c][v] * by;
       }
-      for (int v = 0; v < rows; ++v) at[v * kKeys + k] = sum[v];
     }
-    __syncthreads();
 #pragma unroll
-    for (int v = 0; v < kCombined; ++v) state[k][v] = sum[v];
+    for (int v = 0; v < kCombined; ++v) sums[share][v][k] = sum[v];
+    __syncthreads();
+    for (int v = share; v < kCombined && first + v < V; v += kShares) {
+      float& at = segments.states[((head + segment) * V + first + v) * kKeys + k];
+      float total = at;
+#pragma unroll
+      for (int i = 0; i < kShares; ++i) total += sums[i][v][k];
+      at = state[k][v] = total;
+    }
     __syncthreads();
   }
 }
@@ -479,7 +484,8 @@ void Launch(CudaStream& stream, const GatedDeltaFwd& op, int most_segments) {
     run(HopperForward<Plan, true>, (count - 1) * (parts + 1));
     if (count > 2) {
       CombineSegments<kKeys>
-          <<<dim3(f.heads(), CeilDiv(f.V, kCombined)), kKeys, 0, stream.handle()>>>(segments, f.V);
+          <<<dim3(f.heads(), CeilDiv(f.V, kCombined)), kKeys * kShares, 0, stream.handle()>>>(
+              segments, f.V);
       CheckLaunch("gated_delta");
     }
   }
