@@ -104,6 +104,15 @@ __device__ inline void StorePanel(const CUtensorMap& map, const BF16* from, int 
       "r"(SharedAddress(from)), "r"(column), "r"(row), "r"(h), "r"(b)
       : "memory");
 }
+// Adds it, in bf16.
+__device__ inline void AddPanel(const CUtensorMap& map, const BF16* from, int b, int h, int row,
+                                int column) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.tile.bulk_group "
+      "[%0, {%2, %3, %4, %5}], [%1];" ::"l"(reinterpret_cast<uint64_t>(&map)),
+      "r"(SharedAddress(from)), "r"(column), "r"(row), "r"(h), "r"(b)
+      : "memory");
+}
 __device__ inline void StoreBytes(void* to, const void* from, int bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
                "r"(SharedAddress(from)), "r"(bytes)
@@ -323,30 +332,36 @@ struct MapEncoder {
   }
 };
 
-// Panels of `rows` rows of one head of x[B, T, H, D], bf16, rows aligned to 16 bytes; what lies
-// outside of x reads as zeros.
-inline CUtensorMap TileMap(CudaStream& stream, const TensorView& x, int rows,
-                           int panel = kWidePanel) {
+// Panels of `rows` rows of bf16, rows aligned to 16 bytes; what lies outside reads as zeros.
+// Strides count elements, those of dimensions 1 to 3; dimension 0 is dense.
+inline CUtensorMap EncodeMap(CudaStream& stream, void* data, const int64_t (&dims)[4],
+                             const int64_t (&strides)[3], int rows, int panel) {
   CUtensorMap map;
-  const auto dim = [&](int i) { return static_cast<cuuint64_t>(x.dim(i)); };
+  cuuint64_t sizes[4], bytes[3];
+  for (int i = 0; i < 4; ++i) sizes[i] = static_cast<cuuint64_t>(dims[i]);
   // A dimension of size 1 may have any stride; the encoder wants multiples of 16 bytes.
-  const auto stride = [&](int i) {
-    return x.dim(i) > 1 ? static_cast<cuuint64_t>(x.stride(i)) * sizeof(BF16) : cuuint64_t{16};
-  };
-  const cuuint64_t dims[] = {dim(3), dim(1), dim(2), dim(0)};
-  const cuuint64_t strides[] = {stride(1), stride(2), stride(0)};
+  for (int i = 0; i < 3; ++i)
+    bytes[i] =
+        dims[i + 1] > 1 ? static_cast<cuuint64_t>(strides[i]) * sizeof(BF16) : cuuint64_t{16};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(panel), static_cast<cuuint32_t>(rows), 1, 1};
   const cuuint32_t steps[] = {1, 1, 1, 1};
   const auto swizzle = panel == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
                        : panel == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
                                      : CU_TENSOR_MAP_SWIZZLE_32B;
   const CUresult result = stream.Part<MapEncoder>().encode(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, x.data(), dims, strides, box, steps,
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, data, sizes, bytes, box, steps,
       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  weft::Check(result == CUDA_SUCCESS, "no tensor map of ", x.ToString(), ": error ",
-              static_cast<int>(result));
+  weft::Check(result == CUDA_SUCCESS, "no tensor map of [", dims[3], ", ", dims[2], ", ", dims[1],
+              ", ", dims[0], "] with strides ", strides[2], ", ", strides[1], ", ", strides[0],
+              ": error ", static_cast<int>(result));
   return map;
+}
+// Those of one head of x[B, T, H, D].
+inline CUtensorMap TileMap(CudaStream& stream, const TensorView& x, int rows,
+                           int panel = kWidePanel) {
+  return EncodeMap(stream, x.data(), {x.dim(3), x.dim(1), x.dim(2), x.dim(0)},
+                   {x.stride(1), x.stride(2), x.stride(0)}, rows, panel);
 }
 
 }  // namespace weft::hopper

@@ -31,8 +31,8 @@ bool OnHopper(const CudaStream& stream, const GatedDeltaFwd& f) {
 // next, and all but the first and the last find out what they do to one, but seldom all of it,
 // since most heads forget sooner. To start costs a block as much as 3 chunks, the pass as 12 and
 // one more per segment.
-int Segments(const CudaStream& stream, const GatedDeltaFwd& f) {
-  const int64_t heads = f.v.dim(0) * f.v.dim(2), parts = CeilDiv(f.v.dim(3), 128);
+int Segments(const CudaStream& stream, const GatedDeltaFwd& f, int64_t values) {
+  const int64_t heads = f.v.dim(0) * f.v.dim(2), parts = CeilDiv(f.v.dim(3), values);
   const int64_t chunks = GatedDeltaChunks(f.v.dim(1));
   const auto rounds = [&](int64_t blocks) {
     return CeilDiv(heads * blocks, stream.multiprocessors());
@@ -56,9 +56,10 @@ Kernel Choose(const CudaStream& stream, const GatedDeltaFwd& f) {
   return OnTensorCores(f) ? Kernel::kTensorCores : Kernel::kF32;
 }
 
-Kernel Choose(const CudaStream&, const GatedDeltaBwd& g) {
-  return OnTensorCores(g.fwd) && Packable16({&g.dy, &g.dq, &g.dk, &g.dv}) ? Kernel::kTensorCores
-                                                                          : Kernel::kF32;
+Kernel Choose(const CudaStream& stream, const GatedDeltaBwd& g) {
+  if (!OnTensorCores(g.fwd) || !Packable16({&g.dy, &g.dq, &g.dk, &g.dv})) return Kernel::kF32;
+  return OnHopper(stream, g.fwd) && g.fwd.states.contiguous() ? Kernel::kHopper
+                                                              : Kernel::kTensorCores;
 }
 
 }  // namespace
@@ -70,7 +71,7 @@ void Run(CudaStream& stream, const GatedDeltaFwd& f) {
     case Kernel::kRecurrent:
       return RunRecurrent(stream, f);
     case Kernel::kHopper:
-      return RunHopper(stream, f, Segments(stream, f));
+      return RunHopper(stream, f, Segments(stream, f, 128));
     case Kernel::kTensorCores:
       return RunTensorCores(stream, f);
     case Kernel::kF32:
@@ -81,6 +82,8 @@ void Run(CudaStream& stream, const GatedDeltaFwd& f) {
 void Run(CudaStream& stream, const GatedDeltaBwd& g) {
   using namespace gated_delta;
   switch (Choose(stream, g)) {
+    case Kernel::kHopper:
+      return RunHopper(stream, g, Segments(stream, g.fwd, HopperValues(g.fwd.k.dim(3))));
     case Kernel::kTensorCores:
       return RunTensorCores(stream, g);
     default:

@@ -131,8 +131,8 @@ using Diagonal = float[kBlocks][16 * 20];
 
 // X and, with kOutputs, P of a chunk, by one warpgroup, which meets at `barrier`. meanwhile(warp)
 // is called by its warps 1 and 3 alone, in time that they would wait; what it writes to shared
-// memory is there for all of them afterwards.
-template <int kKeys, bool kOutputs = true, class F>
+// memory is there for all of them afterwards. kLean: P after N, where registers do not hold both.
+template <int kKeys, bool kOutputs = true, bool kLean = false, class F>
 __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float scale, Prepared& to,
                         Diagonal& diagonal, int barrier, F&& meanwhile) {
   const int thread = FreshThread();
@@ -148,7 +148,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
   };
   float n[kC / 8][4], p[kC / 8][4];
   multiply(n, k);
-  if constexpr (kOutputs) multiply(p, q);
+  if constexpr (kOutputs && !kLean) multiply(p, q);
   // N(i, j) = beta_i decay(i, j) <k_i, k_j> for j < i, and P^T(j, i) = scale decay(i, j) <k_j, q_i>
   // for j <= i: a warp has rows of both, of which the first grow longer and the second shorter. All
   // go through all columns, so that without branches there is always something to do.
@@ -161,34 +161,46 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
     segment[r] = gates.segment[row + 8 * r];
     beta[r] = gates.beta[row + 8 * r];
   }
-  Finish<0>(n, p);
+  const auto for_decays = [&](auto&& visit) {
 #pragma unroll
-  for (int j = 0; j < kC / 8; ++j) {
-    const float2 log2_sums = *reinterpret_cast<const float2*>(gates.log2_sum + 8 * j + column);
-    const int2 segments = *reinterpret_cast<const int2*>(gates.segment + 8 * j + column);
+    for (int j = 0; j < kC / 8; ++j) {
+      const float2 log2_sums = *reinterpret_cast<const float2*>(gates.log2_sum + 8 * j + column);
+      const int2 segments = *reinterpret_cast<const int2*>(gates.segment + 8 * j + column);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int r = e / 2;
-      const float between = fabsf(log2_sum[r] - (e % 2 ? log2_sums.y : log2_sums.x));
-      const bool same = (e % 2 ? segments.y : segments.x) == segment[r];
-      const float decay = FastExp2(same ? -between : -INFINITY);
-      n[j][e] *= beta[r] * decay;
-      if constexpr (kOutputs)
-        p[j][e] = row + 8 * r <= 8 * j + column + e % 2 ? p[j][e] * (scale * decay) : 0;
+      for (int e = 0; e < 4; ++e) {
+        const int r = e / 2;
+        const float between = fabsf(log2_sum[r] - (e % 2 ? log2_sums.y : log2_sums.x));
+        const bool same = (e % 2 ? segments.y : segments.x) == segment[r];
+        visit(j, e, FastExp2(same ? -between : -INFINITY));
+      }
     }
+  };
+  if constexpr (kOutputs && !kLean) {
+    Finish<0>(n, p);
+  } else {
+    Finish<0>(n);
   }
+  const auto scale_p = [&](float& x, int j, int e, float decay) {
+    x = row + e / 2 * 8 <= 8 * j + column + e % 2 ? x * (scale * decay) : 0;
+  };
+  for_decays([&](int j, int e, float decay) {
+    n[j][e] *= beta[e / 2] * decay;
+    if constexpr (kOutputs && !kLean) scale_p(p[j][e], j, e, decay);
+  });
   const auto block = [&](const float(&x)[kC / 8][4], int b, Tile& tile) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) tile[e / 4][e % 4] = x[2 * b + e / 4][e % 4];
   };
+  const auto store_p = [&](int b) {
+    Tile tile;
+    block(p, b, tile);
+    const Fragment packed = Pack(tile);
+    if (b >= warp) StoreMatrixTransposed(packed, to.p + BlockAt(lane, b, warp, true));
+  };
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b) {
     Tile tile;
-    if constexpr (kOutputs) {
-      block(p, b, tile);
-      const Fragment packed = Pack(tile);
-      if (b >= warp) StoreMatrixTransposed(packed, to.p + BlockAt(lane, b, warp, true));
-    }
+    if constexpr (kOutputs && !kLean) store_p(b);
     block(n, b, tile);
     if (b == warp) {
 #pragma unroll
@@ -202,6 +214,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
     }
   }
   __syncwarp();
+  if constexpr (kOutputs && kLean) multiply(p, q);
   float x[16];
   InverseRow(diagonal[warp], lane % 16, x);
   if (lane < 16) {
@@ -216,6 +229,12 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
       *reinterpret_cast<uint4*>(to.x_high + at) = high;
       *reinterpret_cast<uint4*>(to.x_low + at) = low;
     }
+  }
+  if constexpr (kOutputs && kLean) {
+    Finish<0>(p);
+    for_decays([&](int j, int e, float decay) { scale_p(p[j][e], j, e, decay); });
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) store_p(b);
   }
   Meet(barrier, kGroup);
 
