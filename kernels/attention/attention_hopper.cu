@@ -6,198 +6,14 @@
 // arXiv:2407.08608, 3.2). Blocks stay on their multiprocessor and take tile after tile, so that the
 // end of one hides the beginning of the next.
 
-#include <cuda.h>
-
 #include "kernels/attention/attention_tile.cuh"
+#include "kernels/base/hopper.cuh"
 
 namespace weft {
 namespace attention {
 namespace {
 
-constexpr int kGroup = 128;  // threads of a warpgroup
-constexpr int kGroupRows = 64;
-constexpr int kPanel = 64;  // columns of a swizzled tile: 128 bytes
-
-__device__ inline uint32_t SharedAddress(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-// Barriers that count arrivals and bytes --------------------------------------------------------
-
-using Barrier = uint64_t;
-
-__device__ inline void Init(Barrier& barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(&barrier)),
-               "r"(arrivals)
-               : "memory");
-}
-__device__ inline void Arrive(Barrier& barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(&barrier))
-               : "memory");
-}
-__device__ inline void ArriveAndExpect(Barrier& barrier, int bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(&barrier)),
-      "r"(bytes)
-      : "memory");
-}
-__device__ inline void Wait(Barrier& barrier, int parity) {
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(SharedAddress(&barrier)), "r"(parity)
-        : "memory");
-  } while (!done);
-}
-
-// Where a ring of stages stands.
-template <int kStages>
-struct Ring {
-  int stage = 0, parity = 0;
-  __device__ void Next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
-// Copies ----------------------------------------------------------------------------------------
-
-// Rows `row` on of one head, as panels [kD / 64][rows][64], rows and panels as the map has them.
-template <int kD>
-__device__ inline void LoadTile(BF16* to, const CUtensorMap& map, int rows, int b, int h, int row,
-                                Barrier& barrier) {
-#pragma unroll
-  for (int column = 0; column < kD; column += kPanel) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(SharedAddress(to + column * rows)),
-        "l"(reinterpret_cast<uint64_t>(&map)), "r"(SharedAddress(&barrier)), "r"(column), "r"(row),
-        "r"(h), "r"(b)
-        : "memory");
-  }
-}
-__device__ inline void LoadBytes(void* to, const void* from, int bytes, Barrier& barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(SharedAddress(to)),
-      "l"(from), "r"(bytes), "r"(SharedAddress(&barrier))
-      : "memory");
-}
-
-// Products --------------------------------------------------------------------------------------
-
-// A tile of swizzled panels. For a right operand whose rows are the depth, panels are
-// `panel_bytes` apart.
-__device__ inline uint64_t Descriptor(const BF16* tile, int panel_bytes) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kEightRows | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
-         (SharedAddress(tile) & 0x3ffff) >> 4;
-}
-
-#define WEFT_IO4(x) "+f"((x)[0]), "+f"((x)[1]), "+f"((x)[2]), "+f"((x)[3])
-#define WEFT_IO32(x, j)                                                               \
-  WEFT_IO4((x)[j]), WEFT_IO4((x)[j + 1]), WEFT_IO4((x)[j + 2]), WEFT_IO4((x)[j + 3]), \
-      WEFT_IO4((x)[j + 4]), WEFT_IO4((x)[j + 5]), WEFT_IO4((x)[j + 6]), WEFT_IO4((x)[j + 7])
-#define WEFT_LIST32                                                                  \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
-  "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define WEFT_LIST64                                                                    \
-  WEFT_LIST32                                                                          \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-// c (+)= A B^T, 64 x 16 by kN x 16, the depth contiguous in both.
-template <int kN>
-__device__ inline void Multiply(float (&c)[kN / 8][4], uint64_t a, uint64_t b, bool add) {
-  static_assert(kN == 64 || kN == 128);
-  if constexpr (kN == 64) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WEFT_LIST32
-        "}, %32, %33, p, 1, 1, 0, 0;\n}"
-        : WEFT_IO32(c, 0)
-        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-  } else {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WEFT_LIST64
-        "}, %64, %65, p, 1, 1, 0, 0;\n}"
-        : WEFT_IO32(c, 0), WEFT_IO32(c, 8)
-        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-  }
-}
-
-// c += A B, 64 x 16 by 16 x kN, A in registers, kN contiguous in B.
-template <int kN>
-__device__ inline void MultiplyAdd(float (&c)[kN / 8][4], const uint32_t (&a)[4], uint64_t b) {
-  static_assert(kN == 64 || kN == 128);
-  if constexpr (kN == 64) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WEFT_LIST32
-                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : WEFT_IO32(c, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-  } else {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WEFT_LIST64
-                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-                 : WEFT_IO32(c, 0), WEFT_IO32(c, 8)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-  }
-}
-
-#undef WEFT_IO4
-#undef WEFT_IO32
-#undef WEFT_LIST32
-#undef WEFT_LIST64
-
-// s (+)= A B^T for 64 rows of A, whose tile has kRowsA, and the kN rows of B. As all products here
-// it runs until waited for.
-template <int kD, int kN, int kRowsA, bool kAdd = false>
-__device__ inline void Dot(float (&s)[kN / 8][4], const BF16* a, const BF16* b) {
-#pragma unroll
-  for (int d = 0; d < kD; d += 16) {
-    const int panel = d / kPanel * kPanel, column = d % kPanel;
-    Multiply<kN>(s, Descriptor(a + panel * kRowsA + column, 0),
-                 Descriptor(b + panel * kN + column, 0), kAdd || d > 0);
-  }
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-// sum += P R for the kN rows of R.
-template <int kD, int kN>
-__device__ inline void Times(float (&sum)[kD / 8][4], const uint32_t (&p)[kN / 16][4],
-                             const BF16* r) {
-#pragma unroll
-  for (int k = 0; k < kN / 16; ++k) {
-    MultiplyAdd<kD>(sum, p[k],
-                    Descriptor(r + 16 * k * kPanel, kN * kPanel * static_cast<int>(sizeof(BF16))));
-  }
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// Keeps the compiler from moving reads and writes of x across.
-template <int kN>
-__device__ inline void Pin(float (&x)[kN][4]) {
-#pragma unroll
-  for (int j = 0; j < kN; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(x[j][e])::"memory");
-  }
-}
-// Before products that use registers which were written since the last one.
-template <int... kN>
-__device__ inline void Begin(float (&... x)[kN][4]) {
-  (Pin(x), ...);
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-// Until at most kPending of the products that were started last are running; x is what the others
-// have written.
-template <int kPending, int... kN>
-__device__ inline void Finish(float (&... x)[kN][4]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-  (Pin(x), ...);
-}
+using namespace hopper;
 
 // Computes x >= 0, and what is before it in the code, here: otherwise the assembler moves the next
 // wait ahead of work that is to overlap with what is waited for.
@@ -208,18 +24,11 @@ __device__ inline void Compute(float x) {
 // Registers move from the loading warpgroup to the others.
 template <int kGroups>
 __device__ inline void FewRegisters() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kGroups == 2 ? 24 : 32));
+  FewerRegisters<kGroups == 2 ? 24 : 32>();
 }
 template <int kGroups>
 __device__ inline void ManyRegisters() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kGroups == 2 ? 240 : 160));
-}
-
-// Which warpgroup this is (0 loads), known to be the same in all lanes; and the first row of a lane
-// within the warpgroup.
-__device__ inline int GroupIndex() { return __shfl_sync(~0u, threadIdx.x / kGroup, 0); }
-__device__ inline int RowInGroup() {
-  return threadIdx.x % kGroup / kWarp * 16 + threadIdx.x % kWarp / 4;
+  MoreRegisters<kGroups == 2 ? 240 : 160>();
 }
 
 // How the loading thread and the warpgroups keep step: rows of a tile, which stay while it is
@@ -233,7 +42,7 @@ struct Control {
     if (threadIdx.x == 0) {
       for (int s = 0; s < kRowStages; ++s) Init(rows_full[s], 1), Init(rows_empty[s], kArrivals);
       for (int s = 0; s < kStages; ++s) Init(full[s], 1), Init(empty[s], kArrivals);
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      FenceInit();
     }
     __syncthreads();
   }
@@ -280,19 +89,6 @@ struct Turns {
     asm volatile("bar.arrive %0, %1;" ::"r"(1 + next), "n"(2 * kGroup) : "memory");
   }
 };
-
-// By every warp of every warpgroup.
-__device__ inline void Release(Barrier& empty) {
-  if (threadIdx.x % kWarp == 0) Arrive(empty);
-}
-
-// A kernel's dynamic shared memory, for swizzled tiles.
-template <class Shared>
-__device__ inline Shared& SharedMemory() {
-  extern __shared__ uint8_t memory[];
-  const uint32_t address = SharedAddress(memory);
-  return *reinterpret_cast<Shared*>(memory + ((address + 1023) / 1024 * 1024 - address));
-}
 
 // A tile of queries of one head, the last queries first: they see the most keys.
 struct QueryTile {
@@ -388,7 +184,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
       const QueryTile at(p, order, index, kRows, kN);
       const int group_row = at.begin + group * kGroupRows, row = group_row + RowInGroup();
       const Bounds bounds(at.visible, group_row, row, p.Tq - 1);
-      const BF16* q = shared.q[stage] + group * kGroupRows * kPanel;
+      const BF16* q = shared.q[stage] + group * kGroupRows * kWidePanel;
       float y[kD / 8][4] = {}, s[kN / 8][4], shrink[2];
       uint32_t weights[kN / 16][4];
       Softmax softmax;
@@ -502,8 +298,8 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
       const QueryTile at(p, order, index, kRows, kN);
       const int group_row = at.begin + group * kGroupRows, row = group_row + RowInGroup();
       const Bounds bounds(at.visible, group_row, row, p.Tq - 1);
-      const BF16* q = shared.q[stage] + group * kGroupRows * kPanel;
-      const BF16* dy = shared.dy[stage] + group * kGroupRows * kPanel;
+      const BF16* q = shared.q[stage] + group * kGroupRows * kWidePanel;
+      const BF16* dy = shared.dy[stage] + group * kGroupRows * kWidePanel;
       float dq[kD / 8][4] = {}, s[kN / 8][4], ds[kN / 8][4], shift[2], delta[2];
       uint32_t left[kN / 16][4];
 #pragma unroll
@@ -632,8 +428,8 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
       const KeyTile at(p, order, index, kRows, kN);
       const Visible visible = p.Of(at.b);
       const int group_row = at.begin + group * kGroupRows, row = group_row + RowInGroup();
-      const BF16* k = shared.k[rows_stage] + group * kGroupRows * kPanel;
-      const BF16* v = shared.v[rows_stage] + group * kGroupRows * kPanel;
+      const BF16* k = shared.k[rows_stage] + group * kGroupRows * kWidePanel;
+      const BF16* v = shared.v[rows_stage] + group * kGroupRows * kWidePanel;
       float dk[kD / 8][4] = {}, dv[kD / 8][4] = {}, s[kN / 8][4], ds[kN / 8][4];
       uint32_t weights[kN / 16][4], left[kN / 16][4];
       Barrier* before = nullptr;  // of the tile whose last product may still run
@@ -692,42 +488,6 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
 
 // Launch ----------------------------------------------------------------------------------------
 
-// The driver's encoder of tensor maps, found through the runtime: nothing links with the driver.
-struct Driver {
-  decltype(&cuTensorMapEncodeTiled) encode = nullptr;
-
-  Driver() {
-    cudaDriverEntryPointQueryResult found{};
-    void* function = nullptr;
-    CudaCheck(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                               cudaEnableDefault, &found),
-              "cuTensorMapEncodeTiled");
-    weft::Check(found == cudaDriverEntryPointSuccess,
-                "cuTensorMapEncodeTiled is not in this driver");
-    encode = reinterpret_cast<decltype(encode)>(function);
-  }
-};
-
-// Tiles of `rows` rows of one head of x[B, T, H, kD]; what lies outside of x reads as zeros.
-CUtensorMap Map(CudaStream& stream, const TensorView& x, int rows) {
-  CUtensorMap map;
-  const auto dim = [&](int i) { return static_cast<cuuint64_t>(x.dim(i)); };
-  // A dimension of size 1 may have any stride; the encoder wants multiples of 16 bytes.
-  const auto stride = [&](int i) {
-    return x.dim(i) > 1 ? static_cast<cuuint64_t>(x.stride(i)) * sizeof(BF16) : cuuint64_t{16};
-  };
-  const cuuint64_t dims[] = {dim(3), dim(1), dim(2), dim(0)};
-  const cuuint64_t strides[] = {stride(1), stride(2), stride(0)};
-  const cuuint32_t box[] = {kPanel, static_cast<cuuint32_t>(rows), 1, 1}, steps[] = {1, 1, 1, 1};
-  const CUresult result = stream.Part<Driver>().encode(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, x.data(), dims, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  weft::Check(result == CUDA_SUCCESS, "attention: no tensor map of ", x.ToString(), ": error ",
-              static_cast<int>(result));
-  return map;
-}
-
 template <class Plan, class Kernel, class... Args>
 void Run(CudaStream& stream, Kernel kernel, const Order& order, const Args&... args) {
   constexpr int kBytes = sizeof(typename Plan::Shared) + 1024;
@@ -749,8 +509,8 @@ void Launch(CudaStream& stream, const AttentionFwd& op) {
   const Order order(CeilDiv(p.Tq, Plan::kRows), p.B * p.H, KeyBytes(p) / p.group);
   auto* taken = static_cast<int*>(stream.Scratch(sizeof(int)));
   stream.Zero(taken, sizeof(int));
-  Run<Plan>(stream, HopperForward<Plan>, order, p, order, taken, Map(stream, op.q, Plan::kRows),
-            Map(stream, op.k, Plan::kN), Map(stream, op.v, Plan::kN));
+  Run<Plan>(stream, HopperForward<Plan>, order, p, order, taken, TileMap(stream, op.q, Plan::kRows),
+            TileMap(stream, op.k, Plan::kN), TileMap(stream, op.v, Plan::kN));
 }
 
 template <int kD>
@@ -760,13 +520,13 @@ void Launch(CudaStream& stream, const AttentionBwd& op) {
   const AttentionFwd& f = op.fwd;
   const Backward<BF16> p(op, PrepareBackward(stream, op, Keys::kRows));
   const Order keys(CeilDiv(p.Tk, Keys::kRows), p.B * p.Hkv, QueryBytes(p));
-  Run<Keys>(stream, HopperKeys<Keys>, keys, p, keys, p.prepared.taken, Map(stream, f.q, Keys::kN),
-            Map(stream, op.dy, Keys::kN), Map(stream, f.k, Keys::kRows),
-            Map(stream, f.v, Keys::kRows));
+  Run<Keys>(stream, HopperKeys<Keys>, keys, p, keys, p.prepared.taken,
+            TileMap(stream, f.q, Keys::kN), TileMap(stream, op.dy, Keys::kN),
+            TileMap(stream, f.k, Keys::kRows), TileMap(stream, f.v, Keys::kRows));
   const Order queries(CeilDiv(p.Tq, Queries::kRows), p.B * p.H, KeyBytes(p) / p.group);
   Run<Queries>(stream, HopperQueries<Queries>, queries, p, queries, p.prepared.taken + 1,
-               Map(stream, f.q, Queries::kRows), Map(stream, op.dy, Queries::kRows),
-               Map(stream, f.k, Queries::kN), Map(stream, f.v, Queries::kN));
+               TileMap(stream, f.q, Queries::kRows), TileMap(stream, op.dy, Queries::kRows),
+               TileMap(stream, f.k, Queries::kN), TileMap(stream, f.v, Queries::kN));
 }
 
 template <class Op>

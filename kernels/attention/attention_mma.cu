@@ -18,9 +18,6 @@ constexpr int kStride = kD + 8;  // of a row in shared memory: no bank conflicts
 template <int kD>
 constexpr bool kTogether = kD <= 128;
 
-__device__ inline uint32_t SharedAddress(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 __device__ inline void CopyAsync(void* to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from),
                "r"(there ? 16 : 0)

@@ -100,17 +100,22 @@ struct View3 {
   __device__ explicit operator bool() const { return data != nullptr; }
 };
 
-// e^x and 1 / x in one instruction of the special function unit, to about 2 ulp (e^x: plus 1.2 |x|
+// 2^x, e^x and 1 / x in one instruction of the special function unit, to about 2 ulp (e^x: plus 1.2 |x|
 // ulp). Subnormal numbers count as zero.
-__device__ inline float FastExp(float x) {
+__device__ inline float FastExp2(float x) {
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+__device__ inline float FastExp(float x) { return FastExp2(x * 1.44269504f); }
 __device__ inline float FastReciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+__device__ inline uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
 // Sum over the 32 lanes, in every lane, always in the same order.

@@ -216,6 +216,7 @@ struct OpEntry {
   struct Case {
     std::string label;
     std::function<OpInstance(CaseMaker&)> make;
+    int samples = 300;
   };
   std::string name;
   std::vector<Case> laws, bf16_laws, bench, gpu_bench;
@@ -318,6 +319,7 @@ struct OpSpec {
   struct Case {
     std::string label;
     std::function<Fwd(CaseMaker&)> make;
+    int samples = 300;  // elements of each gradient that the laws know the truth of
   };
   std::string name;
   std::function<void(const Fwd&)> reference_f64;
@@ -331,8 +333,8 @@ struct OpSpec {
 
   OpEntry Entry() && {
     OpEntry entry{name, {}, {}, {}, {}, tolerance, free_dims};
-    for (auto& c : laws) entry.laws.push_back({c.label, Maker(c.make)});
-    for (auto& c : bf16_laws) entry.bf16_laws.push_back({c.label, Maker(c.make)});
+    for (auto& c : laws) entry.laws.push_back({c.label, Maker(c.make), c.samples});
+    for (auto& c : bf16_laws) entry.bf16_laws.push_back({c.label, Maker(c.make), c.samples});
     for (auto& c : bench) entry.bench.push_back({c.label, Maker(c.make)});
     for (auto& c : gpu_bench) entry.gpu_bench.push_back({c.label, Maker(c.make)});
     return entry;

@@ -15,6 +15,14 @@ bool TensorCoresFit(int64_t K);  // into the current device's shared memory
 void RunTensorCores(CudaStream&, const GatedDeltaFwd&);
 void RunTensorCores(CudaStream&, const GatedDeltaBwd&);
 
+// Chunks of 64 tokens on sm_90a: bf16, K = 48, 64, 96 or 128, V a multiple of 16 up to 256, rows
+// aligned to 16 bytes. A block goes through a sequence with up to 128 value columns of one head, in
+// the backward with up to HopperValues(K); where those blocks are too few, through one of so many
+// segments of it. The backward wants `states` without gaps.
+inline int64_t HopperValues(int64_t K) { return K == 96 ? 192 : 128; }
+void RunHopper(CudaStream&, const GatedDeltaFwd&, int segments);
+void RunHopper(CudaStream&, const GatedDeltaBwd&, int segments);
+
 // Chunks of 64 tokens in f32 arithmetic: any type and any size.
 void RunF32(CudaStream&, const GatedDeltaFwd&);
 void RunF32(CudaStream&, const GatedDeltaBwd&);

@@ -143,8 +143,9 @@ __device__ void WrittenRows(const Forward<T>& f, const Chunks& chunks, const Chu
   AddProduct(shared, part, f.K, k, [&](int x, int j) { return state(v0 + j, x); });
   ForEach(part, [&](float& read, int i, int j) { r[i][j] = v(i, v0 + j) - from_start[i] * read; });
   Part u = {};
-  AddProduct(shared, u, kC, [&](int i, int l) { return m[i * kC + l]; },
-             [&](int l, int j) { return r[l][j]; });
+  AddProduct(
+      shared, u, kC, [&](int i, int l) { return m[i * kC + l]; },
+      [&](int l, int j) { return r[l][j]; });
   ForEach(u, put);
 }
 
@@ -221,21 +222,21 @@ __global__ void __launch_bounds__(kThreads) Outputs(const Forward<T> f, const Ch
         saved[at] = FromFloat<T>(state[at]);
       }
     }
-    WrittenRows(f, chunks, c, v0, rows, shared, r,
-                [&](float& x, int i, int j) { u[i][j] = x; });
+    WrittenRows(f, chunks, c, v0, rows, shared, r, [&](float& x, int i, int j) { u[i][j] = x; });
     Part y = {};
     AddProduct(shared, y, f.K, q, [&](int x, int j) { return rows(v0 + j, x); });
     ForEach(y, [&](float& x, int i, int) { x *= f.scale * from_start[i]; });
-    AddProduct(shared, y, kC, [&](int i, int l) { return p[i * kC + l]; },
-               [&](int l, int j) { return u[l][j]; });
+    AddProduct(
+        shared, y, kC, [&](int i, int l) { return p[i * kC + l]; },
+        [&](int l, int j) { return u[l][j]; });
     ForEach(y, [&](float& x, int i, int j) {
-      if (i < c.count && v0 + j < f.V)
-        f.y(b, c.begin + i, h)[v0 + j] = FromFloat<T>(x);
+      if (i < c.count && v0 + j < f.V) f.y(b, c.begin + i, h)[v0 + j] = FromFloat<T>(x);
     });
     for (int k0 = 0; k0 < f.K; k0 += kC) {
       Part change = {};
-      AddProduct(shared, change, kC, [&](int v, int i) { return u[i][v] * to_end[i]; },
-                 [&](int i, int j) { return k(i, k0 + j); });
+      AddProduct(
+          shared, change, kC, [&](int v, int i) { return u[i][v] * to_end[i]; },
+          [&](int i, int j) { return k(i, k0 + j); });
       ForEach(change, [&](float& x, int v, int j) {
         if (v0 + v >= f.V || k0 + j >= f.K) return;
         float& s = state[int64_t{v0 + v} * f.K + k0 + j];
@@ -277,27 +278,30 @@ __global__ void __launch_bounds__(kThreads)
     Part part = {};
     AddProduct(shared, part, f.K, k, [&](int x, int j) { return dstate(v0 + j, x); });
     ForEach(part, [&](float& x, int i, int) { x *= to_end[i]; });
-    AddProduct(shared, part, kC, [&](int j, int i) { return p[i * kC + j]; },
-               [&](int i, int v) { return dy(i, v0 + v); });
+    AddProduct(
+        shared, part, kC, [&](int j, int i) { return p[i * kC + j]; },
+        [&](int i, int v) { return dy(i, v0 + v); });
     ForEach(part, [&](float& x, int i, int v) { du[i][v] = x; });
     Part value = {};
-    AddProduct(shared, value, kC, [&](int j, int i) { return m[i * kC + j]; },
-               [&](int i, int v) { return du[i][v]; });
+    AddProduct(
+        shared, value, kC, [&](int j, int i) { return m[i * kC + j]; },
+        [&](int i, int v) { return du[i][v]; });
     ForEach(value, [&](float& x, int i, int v) {
       dv[i][v] = x;
       if (i >= c.count || v0 + v >= f.V) return;
       chunks.dv(b, c.begin + i, h)[v0 + v] = x;
       PutFloat(f.dv(b, c.begin + i, h)[v0 + v], x, f.add_dv);
     });
-    float* before = chunk > 0 ? chunks.dstates + Chunk(f, b, chunk - 1, h).Index(f) * state_size
-                              : nullptr;
+    float* before =
+        chunk > 0 ? chunks.dstates + Chunk(f, b, chunk - 1, h).Index(f) * state_size : nullptr;
     for (int k0 = 0; k0 < f.K; k0 += kC) {
       Part change = {};
-      AddProduct(shared, change, kC,
-                 [&](int v, int i) { return f.scale * from_start[i] * dy(i, v0 + v); },
-                 [&](int i, int j) { return q(i, k0 + j); });
-      AddProduct(shared, change, kC, [&](int v, int i) { return -from_start[i] * dv[i][v]; },
-                 [&](int i, int j) { return k(i, k0 + j); });
+      AddProduct(
+          shared, change, kC, [&](int v, int i) { return f.scale * from_start[i] * dy(i, v0 + v); },
+          [&](int i, int j) { return q(i, k0 + j); });
+      AddProduct(
+          shared, change, kC, [&](int v, int i) { return -from_start[i] * dv[i][v]; },
+          [&](int i, int j) { return k(i, k0 + j); });
       ForEach(change, [&](float& x, int j, int i) {
         const int v = v0 + j, k = k0 + i;
         if (v >= f.V || k >= f.K) return;
@@ -334,8 +338,7 @@ __device__ float RowDot(const Part& part, int r, int k0, const auto& rows) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    KeyGradients(const Backward<T> f, const Chunks chunks) {
+__global__ void __launch_bounds__(kThreads) KeyGradients(const Backward<T> f, const Chunks chunks) {
   extern __shared__ __align__(16) char memory[];
   GradientTiles& s = *reinterpret_cast<GradientTiles*>(memory);
   const Chunk c(f, blockIdx.x);
@@ -358,8 +361,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int e = 0; e < 16; ++e) {
     const int i = Row(e / 4), j = Column(e % 4);
     const float dx = x[e / 4][e % 4], dr = y[e / 4][e % 4], decay = s.x[i][j];
-    s.pairs[i][j] =
-        dx * chunks.p[square + i * kC + j] - dr * chunks.reads[square + i * kC + j];
+    s.pairs[i][j] = dx * chunks.p[square + i * kC + j] - dr * chunks.reads[square + i * kC + j];
     s.x[i][j] = f.scale * decay * dx;
     s.y[i][j] = i > j ? decay * dr : 0;
     if (i == j && i < c.count) {
@@ -385,17 +387,18 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int e = 0; e < 16; ++e) dk[e / 4][e % 4] += write[e / 4][e % 4];
     const auto keys = [&](int l, int j) { return k(l, k0 + j); };
-    AddProduct(s.operands, dq, kC, [&](int i, int l) { return s.x[i][l]; }, keys);
-    AddProduct(s.operands, dk, kC, [&](int j, int l) { return s.x[l][j]; },
-               [&](int l, int j) { return q(l, k0 + j); });
-    AddProduct(s.operands, dk, kC, [&](int i, int l) { return -s.y[i][l] - s.y[l][i]; }, keys);
+    AddProduct(
+        s.operands, dq, kC, [&](int i, int l) { return s.x[i][l]; }, keys);
+    AddProduct(
+        s.operands, dk, kC, [&](int j, int l) { return s.x[l][j]; },
+        [&](int l, int j) { return q(l, k0 + j); });
+    AddProduct(
+        s.operands, dk, kC, [&](int i, int l) { return -s.y[i][l] - s.y[l][i]; }, keys);
     ForEach(dq, [&](float& e, int i, int j) {
-      if (i < c.count && k0 + j < f.K)
-        PutFloat(f.dq(c.b, c.begin + i, c.h)[k0 + j], e, f.add_dq);
+      if (i < c.count && k0 + j < f.K) PutFloat(f.dq(c.b, c.begin + i, c.h)[k0 + j], e, f.add_dq);
     });
     ForEach(dk, [&](float& e, int i, int j) {
-      if (i < c.count && k0 + j < f.K)
-        PutFloat(f.dk(c.b, c.begin + i, c.h)[k0 + j], e, f.add_dk);
+      if (i < c.count && k0 + j < f.K) PutFloat(f.dk(c.b, c.begin + i, c.h)[k0 + j], e, f.add_dk);
     });
   }
 

@@ -3,8 +3,7 @@
 // registers, and every product of a chunk has [16, .] from registers on its left and a tile that
 // all warps share on its right. gated_delta.md has the equations.
 
-#include "kernels/gated_delta/gated_delta_cuda.cuh"
-#include "kernels/gated_delta/gated_delta_mma.cuh"
+#include "kernels/gated_delta/gated_delta_gates.cuh"
 
 namespace weft::gated_delta {
 namespace {
@@ -12,19 +11,6 @@ namespace {
 constexpr int kBlocks = kC / 16;  // of 16 tokens
 constexpr int kLd = kC + 8;       // between rows of a [C, C] tile in shared memory
 constexpr int kSquare = kC * kLd;
-constexpr float kForgets = -87;  // exp of less is no normal number: what was before is forgotten
-
-// A boundary is a token whose past is nothing to it: it starts a document or forgets all. Decays
-// across a boundary are 0 and the sums of logarithms leave it out, so that they stay small.
-struct alignas(16) Gates {
-  float from_start[kC];  // decay from the state before the chunk to token i
-  float to_end[kC];      // decay from token j to the state after the chunk
-  float log_sum[kC];     // log_a_1 + ... + log_a_i
-  float beta[kC];
-  int segment[kC];  // number of boundaries up to token i
-
-  __device__ float Whole() const { return from_start[kC - 1]; }
-};
 
 // What kernels leave each other in scratch memory, for every chunk.
 struct Chunks {
@@ -62,66 +48,7 @@ __device__ int Warp() { return threadIdx.x / kWarp; }
 __device__ int Lane() { return threadIdx.x % kWarp; }
 __device__ Team Block() { return {static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x)}; }
 
-// By one warp.
-__device__ void ScanGates(const Forward<BF16>& f, const Chunk& c, Gates& gates) {
-  const int lane = Lane();
-  float log_sum[2];
-  int segment[2];
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int i = 2 * lane + e, t = c.begin + i;
-    const bool valid = i < c.count;
-    const float log_a = valid ? *f.log_a(c.b, t, c.h) : 0;
-    const bool boundary = valid && (log_a < kForgets || f.StartsDocument(c.b, t));
-    log_sum[e] = boundary ? 0 : log_a;
-    segment[e] = boundary;
-    gates.beta[i] = valid ? fmaxf(*f.beta(c.b, t, c.h), kLeastBeta) : 0;
-  }
-  float sum = log_sum[0] + log_sum[1];
-  int boundaries = segment[0] + segment[1];
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const float more = __shfl_up_sync(~0u, sum, offset);
-    const int more_boundaries = __shfl_up_sync(~0u, boundaries, offset);
-    if (lane >= offset) sum += more, boundaries += more_boundaries;
-  }
-  const float last = __shfl_sync(~0u, sum, kWarp - 1);
-  const int last_segment = __shfl_sync(~0u, boundaries, kWarp - 1);
-  log_sum[0] = sum - log_sum[1];
-  log_sum[1] = sum;
-  segment[0] = boundaries - segment[1];
-  segment[1] = boundaries;
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int i = 2 * lane + e;
-    gates.from_start[i] = segment[e] == 0 ? __expf(log_sum[e]) : 0;
-    gates.to_end[i] = segment[e] == last_segment ? __expf(last - log_sum[e]) : 0;
-    gates.log_sum[i] = log_sum[e];
-    gates.segment[i] = segment[e];
-  }
-}
-
-// decay(i, j) for j <= i, else 0: block (row, column) of 16 x 16 tokens.
-__device__ void Decays(const Gates& gates, int row, int column, Tile& decay) {
-  const int i0 = 16 * row + Lane() / 4, j0 = 16 * column + 2 * (Lane() % 4);
-  float log_sum[2];
-  int segment[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    log_sum[r] = gates.log_sum[i0 + 8 * r];
-    segment[r] = gates.segment[i0 + 8 * r];
-  }
-#pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    const int r = e % 4 / 2, i = i0 + 8 * r, j = j0 + 8 * (e / 4) + e % 2;
-    decay[e / 4][e % 4] =
-        j <= i && gates.segment[j] == segment[r] ? __expf(log_sum[r] - gates.log_sum[j]) : 0;
-  }
-}
-
 // Columns of a [16, 16] tile whose columns are tokens, times one number per token.
-__device__ float2 TokenPair(const float* x, int half) {
-  return *reinterpret_cast<const float2*>(x + 8 * half + 2 * (Lane() % 4));
-}
 __device__ void ScaleTokens(Tile& x, const float* by, float factor = 1) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -235,7 +162,7 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
   CopyTile(Block(), k, ld, kC, f.K, f.k(c.b, c.begin, c.h), f.k.stride[1], c.count, f.K);
   CopyTile(Block(), q, ld, kC, f.K, f.q(c.b, c.begin, c.h), f.q.stride[1], c.count, f.K);
   CommitCopies();
-  if (warp == 0) ScanGates(f, c, s.gates);
+  if (warp == 0) ScanGates(GatePair(f, c), s.gates);
   WaitForCopies();
   __syncthreads();
 
@@ -259,7 +186,7 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
   for (int block = 0; block < kBlocks; ++block) {
     if (block > warp) break;
     Tile decay;
-    Decays(s.gates, warp, block, decay);
+    Decays(s.gates, warp, block, Lane(), decay);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       kk[block][e / 4][e % 4] *= beta[e % 4 / 2] * decay[e / 4][e % 4];
@@ -771,7 +698,7 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
       const int block = kSides * pair + side;
       if (block > strip) continue;
       Tile decay;
-      Decays(gates, strip, block, decay);
+      Decays(gates, strip, block, Lane(), decay);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const int i = rows[e % 4 / 2], j = 16 * block + 8 * (e / 4) + 2 * (lane % 4) + e % 2;

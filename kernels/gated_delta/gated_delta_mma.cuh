@@ -42,16 +42,17 @@ __device__ inline SplitFragment Split(const Tile& x) {
   return {high, Pack(rest)};
 }
 
+// d += a b for 8 columns, of which b0 and b1 are rows 0 to 7 and 8 to 15.
+__device__ inline void MmaHalf(float (&d)[4], const Fragment& a, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
+}
 // d += a b
 __device__ inline void Mma(Tile& d, const Fragment& a, const Fragment& b) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[half][0]), "+f"(d[half][1]), "+f"(d[half][2]), "+f"(d[half][3])
-        : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b.at[2 * half]),
-          "r"(b.at[2 * half + 1]));
-  }
+  for (int half = 0; half < 2; ++half) MmaHalf(d[half], a, b.at[2 * half], b.at[2 * half + 1]);
 }
 
 __device__ inline void Mma(Tile& d, const Fragment& a, const SplitFragment& b) {
@@ -63,9 +64,6 @@ __device__ inline void Mma(Tile& d, const SplitFragment& a, const SplitFragment&
   Mma(d, a.high, b);
 }
 
-__device__ inline uint32_t SharedAddress(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 __device__ inline Fragment LoadMatrix(const BF16* p) {
   Fragment f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

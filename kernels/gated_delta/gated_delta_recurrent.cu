@@ -67,9 +67,12 @@ void RunRecurrent(CudaStream& stream, const GatedDeltaFwd& op) {
     const Forward<T> f(op);
     const dim3 grid(f.heads(), CeilDiv(f.V, kWarp)), block(kWarp, kWarps);
     const auto launch = [&](auto kernel) { kernel<<<grid, block, 0, stream.handle()>>>(f); };
-    if (f.K <= 64) launch(Recurrent<T, 8>);
-    else if (f.K <= 128) launch(Recurrent<T, 16>);
-    else launch(Recurrent<T, 32>);
+    if (f.K <= 64)
+      launch(Recurrent<T, 8>);
+    else if (f.K <= 128)
+      launch(Recurrent<T, 16>);
+    else
+      launch(Recurrent<T, 32>);
     CheckLaunch("gated_delta");
   });
 }

@@ -1,6 +1,7 @@
 #pragma once
 // The recurrence, token by token, for any scalar.
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/gated_delta/gated_delta.h"
@@ -42,6 +43,104 @@ void GatedDeltaRef(const GatedDeltaFwd& f) {
       for (int64_t c = 0; c < K; ++c) {
         for (int64_t r = 0; final_state && r < V; ++r) final_state(b, h, c, r) = S(c, r);
       }
+    }
+  }
+}
+
+// Its gradients, token by token from the last; they are overwritten.
+template <class T>
+void GatedDeltaGradientsRef(const GatedDeltaBwd& g) {
+  const GatedDeltaFwd& f = g.fwd;
+  const auto q = f.q.As<T, 4>(), k = f.k.As<T, 4>(), v = f.v.As<T, 4>(), dy = g.dy.As<T, 4>();
+  const auto beta = f.beta.As<T, 3>(), log_a = f.log_a.As<T, 3>();
+  const auto doc_start = f.doc_start.As<const int32_t, 2>();
+  const auto initial = f.initial.As<T, 4>(), dfinal = g.dfinal.As<T, 4>();
+  const auto dq = g.dq.As<T, 4>(), dk = g.dk.As<T, 4>(), dv = g.dv.As<T, 4>();
+  const auto dbeta = g.dbeta.As<T, 3>(), dlog_a = g.dlog_a.As<T, 3>();
+  const auto dinitial = g.dinitial.As<T, 4>();
+  const auto [B, L, H, K] = q.shape;
+  const int64_t V = v.shape[3];
+  const auto size = static_cast<size_t>(K * V);
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t h = 0; h < H; ++h) {
+      // states[n]: before token n kGatedDeltaChunk; within[i]: a_t S_{t-1} of the chunk's tokens.
+      std::vector<T> state(size), dstate(size), r(static_cast<size_t>(V)), u(r), du(r);
+      std::vector<std::vector<T>> states, within(kGatedDeltaChunk, state);
+      for (size_t i = 0; i < size; ++i) {
+        const auto c = static_cast<int64_t>(i) / V, x = static_cast<int64_t>(i) % V;
+        state[i] = initial ? initial(b, h, c, x) : T(0);
+        dstate[i] = dfinal ? dfinal(b, h, c, x) : T(0);
+      }
+      const auto decay = [&](std::vector<T>& s, int64_t t) {
+        const bool starts = doc_start && t > 0 && doc_start(b, t) == t;
+        const T a = starts ? T(0) : T(exp(log_a(b, t, h)));
+        for (T& x : s) x *= a;
+      };
+      const auto residual = [&](const std::vector<T>& s, int64_t t) {  // u = beta (v - S^T k)
+        for (int64_t x = 0; x < V; ++x) r[static_cast<size_t>(x)] = v(b, t, h, x);
+        for (int64_t c = 0; c < K; ++c)
+          for (int64_t x = 0; x < V; ++x)
+            r[static_cast<size_t>(x)] -= s[static_cast<size_t>(c * V + x)] * k(b, t, h, c);
+        for (int64_t x = 0; x < V; ++x)
+          u[static_cast<size_t>(x)] = beta(b, t, h) * r[static_cast<size_t>(x)];
+      };
+      const auto write = [&](std::vector<T>& s, int64_t t) {
+        for (int64_t c = 0; c < K; ++c)
+          for (int64_t x = 0; x < V; ++x)
+            s[static_cast<size_t>(c * V + x)] += k(b, t, h, c) * u[static_cast<size_t>(x)];
+      };
+      for (int64_t t = 0; t < L; ++t) {
+        if (t % kGatedDeltaChunk == 0) states.push_back(state);
+        decay(state, t), residual(state, t), write(state, t);
+      }
+      for (int64_t n = static_cast<int64_t>(states.size()) - 1; n >= 0; --n) {
+        const int64_t begin = n * kGatedDeltaChunk, end = std::min(begin + kGatedDeltaChunk, L);
+        state = states[static_cast<size_t>(n)];
+        for (int64_t t = begin; t < end; ++t) {
+          decay(state, t);
+          within[static_cast<size_t>(t - begin)] = state;
+          residual(state, t), write(state, t);
+        }
+        for (int64_t t = end - 1; t >= begin; --t) {
+          const std::vector<T>& s = within[static_cast<size_t>(t - begin)];
+          residual(s, t);
+          T dlog = 0, db = 0;
+          std::fill(du.begin(), du.end(), T(0));
+          for (int64_t c = 0; c < K; ++c) {
+            T read = 0, out = 0;
+            const T key = k(b, t, h, c), query = T(f.scale) * q(b, t, h, c);
+            for (int64_t x = 0; x < V; ++x) {
+              const auto i = static_cast<size_t>(c * V + x), j = static_cast<size_t>(x);
+              out += (s[i] + key * u[j]) * dy(b, t, h, x);
+              dstate[i] += query * dy(b, t, h, x);
+              read += dstate[i] * u[j];
+              du[j] += dstate[i] * key;
+            }
+            dq(b, t, h, c) = T(f.scale) * out;
+            dk(b, t, h, c) = read;
+          }
+          for (int64_t x = 0; x < V; ++x) {
+            const auto j = static_cast<size_t>(x);
+            db += du[j] * r[j];
+            dv(b, t, h, x) = beta(b, t, h) * du[j];
+          }
+          for (int64_t c = 0; c < K; ++c) {
+            T read = 0;
+            for (int64_t x = 0; x < V; ++x) {
+              const auto i = static_cast<size_t>(c * V + x);
+              dstate[i] -= k(b, t, h, c) * dv(b, t, h, x);
+              read += s[i] * dv(b, t, h, x);
+              dlog += dstate[i] * s[i];
+            }
+            dk(b, t, h, c) -= read;
+          }
+          dbeta(b, t, h) = db;
+          dlog_a(b, t, h) = dlog;
+          decay(dstate, t);
+        }
+      }
+      for (size_t i = 0; dinitial && i < size; ++i)
+        dinitial(b, h, static_cast<int64_t>(i) / V, static_cast<int64_t>(i) % V) = dstate[i];
     }
   }
 }

@@ -84,9 +84,11 @@ void AddOp_gated_delta(OpSuite& suite) {
       .reference_complex = GatedDeltaRef<std::complex<double>>};
   const auto law = [](auto& laws, const char* label, Sizes s, const Fill& beta, const Fill& log_a,
                       bool state, const std::vector<double>& doc_start = {}) {
-    laws.push_back({label, [=](CaseMaker& make) {
-                      return Make(make, s, beta, log_a, state, doc_start);
-                    }});
+    // So many that the reference takes no more than about a second.
+    const int64_t samples = 6'000'000 / (s.B * s.T * s.H * s.K * s.V);
+    laws.push_back({label,
+                    [=](CaseMaker& make) { return Make(make, s, beta, log_a, state, doc_start); },
+                    static_cast<int>(std::clamp<int64_t>(samples, 10, 300))});
   };
   const Fill beta = Uniform(0, 1), wide_beta = Uniform(0, 2), weak = Uniform(-0.1, 0);
   auto& laws = spec.laws;
@@ -117,6 +119,20 @@ void AddOp_gated_delta(OpSuite& suite) {
   law(bf16, "B1_T2_H1_K96_V192_state", {1, 2, 1, 96, 192}, beta, weak, true);
   law(bf16, "B1_T3_H1_K128_V128", {1, 3, 1, 128, 128}, beta, weak, false);
   law(bf16, "B1_T3_H1_K128_V256", {1, 3, 1, 128, 256}, beta, weak, false);
+  // Whole chunks and a little more or less of them, for each of the sizes with kernels of their
+  // own.
+  law(bf16, "B1_T200_H1_K48_V96_documents_state", {1, 200, 1, 48, 96}, wide_beta, weak, true,
+      Documents({{1, 63, 64, 1, 71}}));
+  law(bf16, "B1_T129_H2_K64_V64_forgets_state", {1, 129, 2, 64, 64}, wide_beta, StrongDecays(2),
+      true);
+  law(bf16, "B2_T65_H1_K64_V128_documents", {2, 65, 1, 64, 128}, wide_beta, weak, false,
+      Documents({{64, 1}, {3, 61, 1}}));
+  law(bf16, "B1_T65_H1_K96_V192_state", {1, 65, 1, 96, 192}, wide_beta, weak, true);
+  law(bf16, "B1_T64_H1_K96_V192", {1, 64, 1, 96, 192}, beta, weak, false);
+  law(bf16, "B1_T63_H1_K128_V128_state", {1, 63, 1, 128, 128}, wide_beta, weak, true);
+  law(bf16, "B1_T66_H1_K128_V256_documents", {1, 66, 1, 128, 256}, beta, weak, false,
+      Documents({{50, 16}}));
+  law(bf16, "B1_T70_H1_K48_V16_narrow_state", {1, 70, 1, 48, 16}, beta, weak, true);
   law(bf16, "B1_T2_H1_K160_V80_state", {1, 2, 1, 160, 80}, beta, weak, true);
   law(bf16, "B1_T2_H1_K256_V64_state", {1, 2, 1, 256, 64}, beta, weak, true);
   law(bf16, "B1_T70_H1_K20_V12_state", {1, 70, 1, 20, 12}, beta, weak, true);
@@ -132,9 +148,10 @@ void AddOp_gated_delta(OpSuite& suite) {
   bench("B8_T1024_H4_K48_V96", {8, 1024, 4, 48, 96});
   bench("B16_T256_H4_K24_V48_packed", {16, 256, 4, 24, 48}, false, PackedRows(16, 256));
   bench("B1_T8192_H4_K24_V48", {1, 8192, 4, 24, 48});
-  spec.gpu_bench.push_back({"B16_T2048_H6_K96_V192", [](CaseMaker& make) {
-                              return Make(make, {16, 2048, 6, 96, 192}, Uniform(0, 1), Uniform(-0.1, 0), false);
-                            }});
+  law(spec.gpu_bench, "B16_T2048_H6_K96_V192", {16, 2048, 6, 96, 192}, beta, weak, false);
+  law(spec.gpu_bench, "B8_T8192_H30_K96_V192", {8, 8192, 30, 96, 192}, beta, weak, false);
+  law(spec.gpu_bench, "B8_T8192_H16_K128_V128", {8, 8192, 16, 128, 128}, beta, weak, false);
+  law(spec.gpu_bench, "B1_T65536_H16_K128_V128", {1, 65536, 16, 128, 128}, beta, weak, false);
   suite.Add(std::move(spec));
 }
 

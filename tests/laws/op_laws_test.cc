@@ -144,7 +144,7 @@ std::vector<std::vector<double>> ComplexStep(const OpEntry::Case& c, bool bf16_v
       ADD_FAILURE() << grad.name << " belongs to no input";
       continue;
     }
-    const int64_t n = input->view.size(), every = std::max<int64_t>(1, n / 300);
+    const int64_t n = input->view.size(), every = std::max<int64_t>(1, n / c.samples);
     std::vector<double> derivative(static_cast<size_t>(n),
                                    std::numeric_limits<double>::quiet_NaN());
     std::vector<Complex*> elements;
