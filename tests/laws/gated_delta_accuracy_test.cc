@@ -28,9 +28,9 @@ struct AccuracyCase {
 
 // log_a of a layer at its initial values: exp(A_log) U(0, 16), dt from 1e-3 up.
 constexpr double kDecay = 8, kLimit = 7e-3, kNoDecayLimit = 5e-2;
-// One key at every token and negative eigenvalues: what tokens write alternates in sign, and an
-// output is the small rest of 64 products of bf16 numbers, for any kernel that multiplies those.
-constexpr double kRepeatedLimit = 1.2e-2;
+// The same key at every token and negative eigenvalues: what tokens write alternates in sign, and
+// an output is the small rest of 64 products of bf16 numbers, for any kernel that multiplies those.
+constexpr double kRepeatedLimit = 1.2e-2, kRepeatedNoDecayLimit = 1e-1;
 
 const AccuracyCase kCases[] = {
     {"K128_V128_random", 1, 2048, 2, 128, 128, 0, 0, {0, 1}, kDecay, 0, kLimit},
@@ -67,7 +67,30 @@ const AccuracyCase kCases[] = {
      0,
      0,
      kNoDecayLimit},
-    {"K128_V128_repeated_norm_preserving", 1, 1024, 1, 128, 128, 1, 0, {2, 2}, 0, 0, kNoDecayLimit},
+    {"K128_V128_near_identical_norm_preserving",
+     1,
+     2048,
+     1,
+     128,
+     128,
+     1,
+     0.1,
+     {1.99, 1.99},
+     0,
+     0,
+     kNoDecayLimit},
+    {"K128_V128_repeated_norm_preserving",
+     1,
+     1024,
+     1,
+     128,
+     128,
+     1,
+     0,
+     {2, 2},
+     0,
+     0,
+     kRepeatedNoDecayLimit},
     {"K128_V128_long_sequence_few_heads", 1, 8192, 2, 128, 128, 4, 0.3, {0, 2}, 0.01, 0, kLimit},
 };
 
