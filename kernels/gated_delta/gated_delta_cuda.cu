@@ -22,8 +22,8 @@ bool OnTensorCores(const GatedDeltaFwd& f) {
 
 bool OnHopper(const CudaStream& stream, const GatedDeltaFwd& f) {
   const int64_t K = f.q.dim(3);
-  return stream.capability() == 90 && (K == 48 || K == 64 || K == 96 || K == 128) &&
-         OnTensorCores(f);
+  return stream.capability() == 90 && f.v.size() > 0 && f.v.dim(0) < 65536 &&
+         (K == 48 || K == 64 || K == 96 || K == 128) && OnTensorCores(f);
 }
 
 // How many segments of the sequence finish soonest on Hopper, counted in half chunks that blocks go

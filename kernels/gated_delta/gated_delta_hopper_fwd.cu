@@ -1,7 +1,8 @@
 // The forward on sm_90a, one kernel. A block has the value columns of one head, 64 per warpgroup,
 // for all chunks of a segment of the sequence. Warpgroup 0 loads keys, queries and values by TMA
 // and prepares chunk after chunk; the others hold S^T [64, K] in registers and take the left
-// operand of every product from registers, the right one from shared memory.
+// operand of every product from registers, the right one from shared memory. Where heads are few,
+// the same kernel without outputs first finds the states between segments.
 
 #include "kernels/gated_delta/gated_delta_hopper.cuh"
 
