@@ -10,8 +10,7 @@ constexpr int64_t kAlign = 16;  // elements
 
 // Elements from a parameter to the next.
 int64_t Room(const Param& p) {
-  const int64_t n =
-      p.shape.size() > 1 ? p.size() / p.shape[0] * RoundUpRows(p.shape[0]) : p.size();
+  const int64_t n = p.shape.size() > 1 ? p.size() / p.shape[0] * RoundUpRows(p.shape[0]) : p.size();
   return (n + kAlign - 1) / kAlign * kAlign;
 }
 

@@ -30,9 +30,8 @@ Var LinearInParts(Context& c, Tape& tape, const Var& x, const Param& w, const ch
   Run(c, tape, x, {WithRows(w.var.x, padded), WithRows(w.var.dx, padded)}, y);
   if (padded == N) return y;
   const Var behind = tape.Slice(y, 2, N, padded - N);
-  tape.Record({behind.dx}, [=](Context& context, Tape& t) {
-    Zero(context.stream, t.Written(behind.dx));
-  });
+  tape.Record({behind.dx},
+              [=](Context& context, Tape& t) { Zero(context.stream, t.Written(behind.dx)); });
   return tape.Slice(y, 2, 0, N);
 }
 

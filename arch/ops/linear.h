@@ -8,8 +8,8 @@ namespace weft {
 // y = x w^T.  x [B, T, K], w [N, K] -> y [B, T, N].
 Var Linear(Context& c, Tape& tape, const Var& x, const Var& w, const char* name);
 // The same for a y that is used in parts, and any N: the product also computes the rows behind w
-// that are zero, up to a multiple of kRowAlign. So y's rows are apart by as many elements, and
-// kernels can read its parts in packs.
+// that are zero (params.h). So y's rows are apart by as many elements, and kernels can read its
+// parts in packs.
 Var LinearInParts(Context& c, Tape& tape, const Var& x, const Param& w, const char* name);
 
 // Splits the last dimension of a Var into (n, m).
