@@ -7,7 +7,11 @@ namespace {
 
 constexpr int64_t kAlign = 16;  // elements
 
-int64_t RoundUp(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+// Elements from a parameter to the next.
+int64_t Room(const Param& p) {
+  const int64_t n = p.shape.size() > 1 ? p.size() / p.shape[0] * RoundUpRows(p.shape[0]) : p.size();
+  return (n + kAlign - 1) / kAlign * kAlign;
+}
 
 // FNV-1a: names the random stream of a parameter.
 uint64_t HashPath(const std::string& path) {
@@ -42,7 +46,7 @@ Param* ParamRegistry::Add(std::string path, std::vector<int64_t> shape, Init ini
 
 int64_t ParamRegistry::Elements() const {
   int64_t n = 0;
-  for (const Param& p : params_) n += RoundUp(p.size());
+  for (const Param& p : params_) n += Room(p);
   return n;
 }
 
@@ -70,7 +74,7 @@ void ParamRegistry::Allocate(Stream& stream, Arena& arena, DType dtype, bool tra
         p.var.dx = cut(gradients_);
         for (int i : {0, 1}) p.moments[i] = cut(moments_[i]);
       }
-      offset += RoundUp(p.size());
+      offset += Room(p);
     }
     if (decay) decayed_ = offset;
   }

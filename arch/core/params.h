@@ -18,6 +18,13 @@ Init TruncatedNormal(double sigma);  // cut at +-3 sigma
 Init UniformInit(double low, double high);
 Init Constant(double value);
 
+// Products are fast where all their sizes are multiples of 8, large ones of 64. So behind a matrix,
+// in every copy, there is room for rows up to such a number: zeros that are no parameters.
+inline int64_t RoundUpRows(int64_t n) {
+  const int64_t align = n < 1024 ? 8 : 64;
+  return (n + align - 1) / align * align;
+}
+
 struct Param {
   std::string path;  // "blocks.3.mixer.qkv"
   std::vector<int64_t> shape;
@@ -48,7 +55,8 @@ class ParamRegistry {
 
   const std::deque<Param>& params() const { return params_; }
   std::deque<Param>& params() { return params_; }
-  // [elements]; gaps between parameters hold zeros.
+  // [elements]; gaps between parameters hold zeros. A step keeps them, if it gives the rows behind
+  // a matrix no gradient.
   const TensorView& values() const { return values_; }
   const TensorView& copies() const {
     return copies_;

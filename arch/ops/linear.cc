@@ -5,7 +5,11 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kRowAlign = 16;
+// The first `n` rows from where the matrix `w` begins.
+TensorView WithRows(const TensorView& w, int64_t n) {
+  if (!w.defined()) return w;
+  return TensorView(w.data(), w.dtype(), {n, w.dim(1)}, w.name());
+}
 
 void Run(Context& c, Tape& tape, const Var& x, const Var& w, const Var& y) {
   const MatmulFwd fwd{x.x, w.x, y.x};
@@ -20,11 +24,15 @@ Var Linear(Context& c, Tape& tape, const Var& x, const Var& w, const char* name)
   return y;
 }
 
-Var LinearInParts(Context& c, Tape& tape, const Var& x, const Var& w, const char* name) {
-  const int64_t N = w.x.dim(0), padded = (N + kRowAlign - 1) / kRowAlign * kRowAlign;
-  const Var y = tape.Slice(tape.NewVar(c, name, {x.x.dim(0), x.x.dim(1), padded}), 2, 0, N);
-  Run(c, tape, x, w, y);
-  return y;
+Var LinearInParts(Context& c, Tape& tape, const Var& x, const Param& w, const char* name) {
+  const int64_t N = w.shape[0], padded = RoundUpRows(N);
+  const Var y = tape.NewVar(c, name, {x.x.dim(0), x.x.dim(1), padded});
+  Run(c, tape, x, {WithRows(w.var.x, padded), WithRows(w.var.dx, padded)}, y);
+  if (padded == N) return y;
+  const Var behind = tape.Slice(y, 2, N, padded - N);
+  tape.Record({behind.dx},
+              [=](Context& context, Tape& t) { Zero(context.stream, t.Written(behind.dx)); });
+  return tape.Slice(y, 2, 0, N);
 }
 
 Var SplitLast(const Var& v, int64_t n, int64_t m) {

@@ -3,13 +3,15 @@
 // multiplied by lr as PyTorch does it:
 //
 //   g <- scale g
-//   m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
-//   p <- (1 - lr weight_decay) p - lr m^ / (sqrt(v^) + eps),   m^ = m / c1,   v^ = v / c2
+//   m <- beta1 m + (1 - beta1) g
+//   v <- beta2 v + (1 - beta2) g^2
+//   p <- (1 - lr weight_decay) p - lr (m / c1) / (sqrt(v / c2) + eps)
 //
-// with schedule = (lr, c1, c2), c1 = 1 - beta1^step, c2 = 1 - beta2^step. They are read from
-// memory, so that a captured step can be replayed. Parameters that decay come first: [0, decayed).
-// g is read only. A scale that is not a number (a gradient that is not finite) leaves everything as
-// it is.
+//   c1 = 1 - beta1^step,   c2 = 1 - beta2^step
+//
+// schedule = (lr, c1, c2) is read from memory, so that a captured step can be replayed. Parameters
+// that decay come first: [0, decayed). g is read only. A scale that is not a number (a gradient
+// that is not finite) leaves everything as it is.
 
 #include "kernels/base/op.h"
 

@@ -6,7 +6,7 @@ namespace {
 
 template <class T, int N>
 __global__ void __launch_bounds__(kRowThreads)
-    Forward(Rows<const T> a, Rows<const T> b, Rows<T> y, int64_t rows, int D, int lanes) {
+    Forward(int64_t rows, int D, int lanes, Rows<const T> a, Rows<const T> b, Rows<T> y) {
   const int64_t r = int64_t{blockIdx.x} * (blockDim.x / lanes) + threadIdx.x / lanes;
   if (r >= rows) return;
   for (int c = threadIdx.x % lanes * N; c < D; c += lanes * N) {
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <class T, int N>
 __global__ void __launch_bounds__(kRowThreads)
-    Backward(Rows<const T> dy, Rows<T> da, Rows<T> db, int64_t rows, int D, int lanes, bool add_a,
+    Backward(int64_t rows, int D, int lanes, Rows<const T> dy, Rows<T> da, Rows<T> db, bool add_a,
              bool add_b) {
   const int64_t r = int64_t{blockIdx.x} * (blockDim.x / lanes) + threadIdx.x / lanes;
   if (r >= rows) return;
@@ -39,38 +39,18 @@ __global__ void __launch_bounds__(kRowThreads)
 
 void Run(CudaStream& stream, const AddFwd& f) {
   if (f.y.size() == 0) return;
-  DispatchCuda(f.y.dtype(), [&]<class T>() {
-    const auto run = [&]<int N>() {
-      const RowPlan plan = PlanRows(f.y.dim(-1) / N, Hold::kNothing);
-      const int64_t rows = f.y.size() / f.y.dim(-1);
-      Forward<T, N><<<CeilDiv(rows, plan.teams()), plan.threads, 0, stream.handle()>>>(
-          RowsOf<const T>(f.a), RowsOf<const T>(f.b), RowsOf<T>(f.y), rows, f.y.dim(-1),
-          plan.lanes);
-    };
-    constexpr int kN = kPack<T>;
-    Packable<T>(f.a, kN) && Packable<T>(f.b, kN) && Packable<T>(f.y, kN)
-        ? run.template operator()<kN>()
-        : run.template operator()<1>();
+  DispatchPacks(f.y.dtype(), {f.a, f.b, f.y}, [&]<class T, int N>() {
+    LaunchOnRows<N>(stream, "add", f.y, Forward<T, N>, RowsOf<const T>(f.a), RowsOf<const T>(f.b),
+                    RowsOf<T>(f.y));
   });
-  CheckLaunch("add");
 }
 
 void Run(CudaStream& stream, const AddBwd& b) {
   if (b.dy.size() == 0) return;
-  DispatchCuda(b.dy.dtype(), [&]<class T>() {
-    const auto run = [&]<int N>() {
-      const RowPlan plan = PlanRows(b.dy.dim(-1) / N, Hold::kNothing);
-      const int64_t rows = b.dy.size() / b.dy.dim(-1);
-      Backward<T, N><<<CeilDiv(rows, plan.teams()), plan.threads, 0, stream.handle()>>>(
-          RowsOf<const T>(b.dy), RowsOf<T>(b.da), RowsOf<T>(b.db), rows, b.dy.dim(-1), plan.lanes,
-          b.da.accumulate, b.db.accumulate);
-    };
-    constexpr int kN = kPack<T>;
-    Packable<T>(b.dy, kN) && Packable<T>(b.da, kN) && Packable<T>(b.db, kN)
-        ? run.template operator()<kN>()
-        : run.template operator()<1>();
+  DispatchPacks(b.dy.dtype(), {b.dy, b.da, b.db}, [&]<class T, int N>() {
+    LaunchOnRows<N>(stream, "add backward", b.dy, Backward<T, N>, RowsOf<const T>(b.dy),
+                    RowsOf<T>(b.da), RowsOf<T>(b.db), b.da.accumulate, b.db.accumulate);
   });
-  CheckLaunch("add backward");
 }
 
 }  // namespace weft

@@ -3,10 +3,14 @@
 // et al. 2017, eq. 1, arXiv:1706.03762; grouped queries: arXiv:2305.13245; blocked backward: Dao et
 // al. 2022, arXiv:2205.14135, B.2).
 //
-//   g = h / (H / Hkv),   p = i + Tk - Tq   (position of query i: queries are the last Tq of the Tk
-//   tokens) query i sees the keys   max(doc_start[b, p], p - window + 1) <= j <= p s_j = scale
-//   <q[b, i, h], k[b, j, g]>,   lse[b, h, i] = log sum_j e^s_j,   y[b, i, h] = sum_j e^(s_j - lse)
-//   v[b, j, g]
+//   s_j = scale <q[b, i, h], k[b, j, g]>       g = h / (H / Hkv)
+//   lse[b, h, i] = log sum_j e^s_j
+//   y[b, i, h] = sum_j e^(s_j - lse) v[b, j, g]
+//
+// over the keys j that query i sees. Queries are the last Tq of the Tk tokens:
+//
+//   p = i + Tk - Tq                            position of query i
+//   max(doc_start[b, p], p - window + 1) <= j <= p
 //
 // Tq < Tk is decoding with a key-value cache. No T x T matrix is kept: a strip of a few rows is, so
 // memory is O(Tk) per thread. On the CPU the bits of y[b, i] depend on the keys and values up to p

@@ -59,6 +59,31 @@ void AllowShared(Kernel kernel, int64_t bytes) {
             "shared memory of a kernel");
 }
 
+// Calls f.template operator()<T, N>(), with packs of N elements of T in 16 bytes where all `views`,
+// of type T or f32, can be read in as many, otherwise with single elements.
+template <class F>
+void DispatchPacks(DType dtype, std::initializer_list<TensorView> views, F&& f) {
+  DispatchCuda(dtype, [&]<class T>() {
+    constexpr int kN = kPack<T>;
+    const bool packable = std::ranges::all_of(views, [](const TensorView& v) {
+      return v.dtype() == DType::kF32 ? Packable<float>(v, kN) : Packable<T>(v, kN);
+    });
+    packable ? f.template operator()<T, kN>() : f.template operator()<T, 1>();
+  });
+}
+
+// Launches kernel(rows, columns, lanes of a row, args...) for the rows of `like`, in packs of N.
+template <int N, class Kernel, class... Args>
+void LaunchOnRows(const CudaStream& stream, const char* op, const TensorView& like, Kernel kernel,
+                  Args... args) {
+  const int D = static_cast<int>(like.dim(-1));
+  const int64_t rows = like.size() / D;
+  const RowPlan plan = PlanRows(D / N, Hold::kNothing);
+  kernel<<<CeilDiv(rows, plan.teams()), plan.threads, 0, stream.handle()>>>(rows, D, plan.lanes,
+                                                                            args...);
+  CheckLaunch(op);
+}
+
 // Calls f.template operator()<held>(). Single elements (N = 1) are walked over only.
 template <int N, class F>
 void DispatchHeld(int held, F&& f) {
@@ -153,18 +178,25 @@ __device__ void Unpack(const Words<T, N>& words, float (&to)[N]) {
   }
 }
 
-// Packs of 16 bytes that wait in shared memory, not in registers, for the thread that has asked for
+// Packs of kBytes that wait in shared memory, not in registers, for the thread that has asked for
 // them: while it works on one stage, the kStages - 1 that follow are on their way. A stage has
 // `packs` packs of each thread. The block's dynamic shared memory is theirs.
-template <int kStages>
+template <int kStages, int kBytes = 16>
 class Stages {
  public:
   __device__ explicit Stages(int packs) : packs_(packs) {}
   __device__ void Fetch(int pack, const void* from) const {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     static_cast<uint32_t>(__cvta_generic_to_shared(At(fetched_, pack)))),
-                 "l"(from)
-                 : "memory");
+    std::byte* const to = At(fetched_, pack);
+    if constexpr (kBytes == 16) {  // past the L1 cache
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(Shared(to)), "l"(from)
+                   : "memory");
+    } else if constexpr (kBytes >= 4) {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(Shared(to)), "l"(from),
+                   "n"(kBytes)
+                   : "memory");
+    } else {
+      memcpy(to, from, kBytes);
+    }
   }
   // Closes a stage. To be called for every stage, also for one without packs.
   __device__ void Commit() {
@@ -177,18 +209,23 @@ class Stages {
   }
   template <class T, int N>
   __device__ void Unpack(int pack, float (&to)[N]) const {
+    static_assert(sizeof(T) * N == kBytes);
     weft::Unpack(*reinterpret_cast<const Words<T, N>*>(At(current_, pack)), to);
   }
   __device__ void Next() { current_ = After(current_); }
   static int64_t Bytes(int packs, int threads) {
-    return kStages * packs * threads * int64_t{sizeof(uint4)};
+    return int64_t{kStages} * packs * threads * kBytes;
   }
 
  private:
   __device__ static int After(int stage) { return stage + 1 == kStages ? 0 : stage + 1; }
-  __device__ uint4* At(int stage, int pack) const {
+  __device__ static uint32_t Shared(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  }
+  __device__ std::byte* At(int stage, int pack) const {
     extern __shared__ uint4 staged[];
-    return staged + (stage * packs_ + pack) * blockDim.x + threadIdx.x;
+    return reinterpret_cast<std::byte*>(staged) +
+           ((stage * packs_ + pack) * blockDim.x + threadIdx.x) * kBytes;
   }
   int packs_, fetched_ = 0, current_ = 0;
 };

@@ -2,19 +2,41 @@
 
 #include <cstring>
 
+#ifdef WEFT_CUDA
+#include "kernels/base/cuda_check.h"
+#endif
+
 namespace weft {
 
 void Zero(Stream& stream, const TensorView& view) {
-  Check(view.contiguous(), view.name(), ": only dense memory can be zeroed, found ",
-        view.ToString());
   if (auto* plan = std::get_if<PlanStream>(&stream)) {
     plan->bytes += static_cast<double>(view.bytes());
     return;
   }
+  if (view.size() == 0) return;
+  const auto size = [](int64_t n) { return static_cast<size_t>(n); };
+  if (view.contiguous()) {
 #ifdef WEFT_CUDA
-  if (auto* cuda = std::get_if<CudaStream>(&stream)) return cuda->Zero(view.data(), view.bytes());
+    if (auto* cuda = std::get_if<CudaStream>(&stream))
+      return cuda->Zero(view.data(), view.bytes());
 #endif
-  std::memset(view.data(), 0, static_cast<size_t>(view.bytes()));
+    std::memset(view.data(), 0, size(view.bytes()));
+    return;
+  }
+  const TensorView rows = view.Rows();
+  Check(rows.dim(1) == 1 || rows.stride(1) == 1, view.name(),
+        ": only memory with dense rows can be zeroed, found ", view.ToString());
+  const int64_t width = rows.dim(1) * SizeOf(view.dtype()),
+                pitch = rows.stride(0) * SizeOf(view.dtype());
+#ifdef WEFT_CUDA
+  if (auto* cuda = std::get_if<CudaStream>(&stream)) {
+    return CudaCheck(cudaMemset2DAsync(rows.data(), size(pitch), 0, size(width), size(rows.dim(0)),
+                                       cuda->handle()),
+                     "cudaMemset2DAsync");
+  }
+#endif
+  for (int64_t r = 0; r < rows.dim(0); ++r)
+    std::memset(static_cast<std::byte*>(rows.data()) + r * pitch, 0, size(width));
 }
 
 void Copy(Stream& stream, const TensorView& to, const TensorView& from) {

@@ -2,29 +2,43 @@
 // What an op is: two structs of views, `Fwd` and `Bwd`, and Run() for both on every backend.
 //
 //   struct XFwd {
-//     TensorView x, w;   // in
-//     TensorView y;      // out
-//     template <class Self, class V> static void Visit(Self& s, V&& v) { v.In("x", s.x); v.In("w",
-//     s.w); v.Out("y", s.y); } void Check() const;        // the one place where this op's shapes
-//     are checked double Flops() const;      // of products: 2 per multiply-add; 0 for element-wise
-//     work
+//     TensorView x, w;  // in
+//     TensorView y;     // out
+//
+//     template <class Self, class V>
+//     static void Visit(Self& s, V&& v) {
+//       v.In("x", s.x);
+//       v.In("w", s.w);
+//       v.Out("y", s.y);
+//     }
+//     void Check() const;    // the one place where this op's shapes are checked
+//     double Flops() const;  // of products: 2 per multiply-add
 //   };
+//
 //   struct XBwd {
-//     XFwd fwd; TensorView dy; Grad dx, dw;
-//     template <class Self, class V> static void Visit(Self& s, V&& v) {
-//       v.Upstream("dy", s.dy, s.fwd.y); v.Grad("dx", s.dx, s.fwd.x); v.ParamGrad("dw", s.dw,
-//       s.fwd.w);
-//       }
-//     void Check() const; double Flops() const;
+//     XFwd fwd;
+//     TensorView dy;
+//     Grad dx, dw;
+//
+//     template <class Self, class V>
+//     static void Visit(Self& s, V&& v) {
+//       v.Upstream("dy", s.dy, s.fwd.y);
+//       v.Grad("dx", s.dx, s.fwd.x);
+//       v.ParamGrad("dw", s.dw, s.fwd.w);
+//     }
+//     void Check() const;
+//     double Flops() const;
 //   };
-//   void Run(CpuStream&, const XFwd&);   void Run(CpuStream&, const XBwd&);
-//   void Run(CudaStream&, const XFwd&);  void Run(CudaStream&, const XBwd&);
+//
+//   void Run(CpuStream&, const XFwd&);
+//   void Run(CpuStream&, const XBwd&);
+//   void Run(CudaStream&, const XFwd&);
+//   void Run(CudaStream&, const XBwd&);
 //
 // Roles in Visit: In (read; differentiable if the backward has a Grad for it), Out (overwritten),
 // Saved (an output that only the backward reads), InOut (updated in place), and in the backward
 // Upstream (gradient of an Out), Grad (gradient of an In, of its type) and ParamGrad (gradient of a
-// parameter: of the wide type). Optional tensors are undefined views;
-// visitors skip them.
+// parameter: of the wide type). Optional tensors are undefined views; visitors skip them.
 //
 // Bytes that an op must at least move are those of all tensors that Visit shows, and for a backward
 // also what the forward read and saved. Where that is not so, the struct has `double Bytes()
@@ -95,7 +109,7 @@ concept RunsEverywhere = Checked<Op> &&
   Run(plan, op);
 };
 
-// Fills dense memory with zeros; a plan counts the bytes.
+// Fills memory, dense but for its rows, with zeros; a plan counts the bytes.
 void Zero(Stream& stream, const TensorView& view);
 // Copies dense memory, between host and device too. Host memory that is not pinned makes it wait.
 void Copy(Stream& stream, const TensorView& to, const TensorView& from);

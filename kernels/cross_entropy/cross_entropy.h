@@ -2,11 +2,13 @@
 // Softmax cross-entropy over a vocabulary, with optional z-loss (PaLM, section 5;
 // arXiv:2204.02311).
 //
-//   lse_n   = ln sum_v e^logits[n, v]
-//   nll_n   = lse_n - logits[n, label_n]                          nats; 0 where label_n is kNoLoss
-//   loss    = sum_n (nll_n + z_loss lse_n^2) / denominator        over the labelled n
-//   mean_nll = sum_n nll_n / denominator
-//   dlogits = dloss / denominator (p (1 + 2 z_loss lse) - 1[v = label]),   p = e^(logits - lse)
+//   lse_n    = ln sum_v e^logits[n, v]
+//   nll_n    = lse_n - logits[n, label_n]         nats; 0 where label_n is kNoLoss
+//   loss     = sum_n (nll_n + z_loss lse_n^2) / denominator
+//   mean_nll = sum_n nll_n / denominator          both over the labelled n
+//
+//   dlogits  = dloss / denominator (p (1 + 2 z_loss lse) - 1[v = label])
+//   p        = e^(logits - lse)
 //
 // A label outside [0, V) other than kNoLoss is an error that names it, found when the op runs; on a
 // GPU, which cannot stop there, its nll is NaN. NaN and inf in the logits of a labelled row reach

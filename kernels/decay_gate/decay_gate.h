@@ -1,10 +1,12 @@
 #pragma once
 // Gates of a gated delta rule head from their projections (Yang, Kautz, Hatamizadeh 2024,
-// arXiv:2412.06464; the decay is that of Mamba-2, Dao & Gu 2024, arXiv:2405.21060):
+// arXiv:2412.06464; the decay is that of Mamba-2, Dao & Gu 2024, arXiv:2405.21060): a decay and a
+// step size per token and head.
 //
-//   log_a = -exp(a_log) softplus(a + dt_bias)      <= 0: one decay rate per head, one step size per
-//   token beta  = beta_scale sigmoid(b)                  in (0, beta_scale); 2 allows negative
-//   eigenvalues
+//   log_a = -exp(a_log) softplus(a + dt_bias)     <= 0, one decay rate per head
+//   beta  = beta_scale sigmoid(b)                 in (0, beta_scale)
+//
+// beta_scale = 2 allows negative eigenvalues.
 
 #include "kernels/base/op.h"
 

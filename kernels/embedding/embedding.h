@@ -1,6 +1,8 @@
 #pragma once
-// Token embedding:  y[b, t] = w[token[b, t]],  dw[v] = sum of dy[b, t] over the places where v
-// stands.
+// Token embedding, with v = token[b, t]:
+//
+//   y[b, t] = w[v]
+//   dw[v]   = sum of dy[b, t] over the places (b, t) where v stands
 //
 // A token outside [0, V) is an error that names it, found when the op runs; on a GPU, which cannot
 // stop there, its y is NaN.

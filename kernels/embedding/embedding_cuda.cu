@@ -1,13 +1,13 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/base/cuda.cuh"
+#include "kernels/base/cuda_rows.cuh"
 #include "kernels/embedding/embedding.h"
 
 namespace weft {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / kWarp, kBlocksPerProcessor = 4;
+constexpr int kThreads = 256, kWarps = kThreads / kWarp, kBlocksPerProcessor = 3;
 
 // Rows of [B, T, ...] by place, b T + t.
 template <class T>
@@ -287,71 +287,60 @@ __device__ void SumPiece(const Groups& groups, const Places<const T>& dy, int in
   if (owns) PutFloat(dw[piece.token * stride + column], all, accumulate);
 }
 
-// dw[v] of a token that is not frequent, by one warp whose lanes hold one place each.
+// The packs of a row from column `begin` on that a lane has.
+constexpr int kRowPacks = 3;
 template <class T, int N>
-__device__ void SumRow(const Run& run, int held, const Places<const T>& dy, int D, float* dw,
-                       bool accumulate) {
-  constexpr int kPacks = 3, kAhead = 2;
-  const int lane = threadIdx.x % kWarp;
-  for (int begin = 0; begin < D; begin += kPacks * kWarp * N) {
-    float sum[kPacks][N] = {};
-    for (int j = 0; j < run.count; j += kAhead) {
-      float row[kAhead][kPacks][N] = {};
+struct RowPart {
+  Words<T, N> pack[kRowPacks];
+
+  __device__ void Load(const T* row, int begin, int D) {
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const T* from = dy(__shfl_sync(~0u, held, j + a));
+    for (int k = 0; k < kRowPacks; ++k) {
+      const int d = begin + (k * kWarp + static_cast<int>(threadIdx.x) % kWarp) * N;
+      pack[k] = d < D ? LoadWords<N>(row + d) : Words<T, N>{};
+    }
+  }
+  __device__ void AddTo(float (&sum)[kRowPacks][N]) const {
 #pragma unroll
-        for (int k = 0; k < kPacks; ++k) {
-          const int d = begin + (k * kWarp + lane) * N;
-          if (j + a < run.count && d < D) Load(from + d, row[a][k]);
-        }
-      }
+    for (int k = 0; k < kRowPacks; ++k) {
+      float x[N];
+      Unpack(pack[k], x);
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-#pragma unroll
-        for (int k = 0; k < kPacks; ++k) {
-#pragma unroll
-          for (int i = 0; i < N; ++i) sum[k][i] += row[a][k][i];
-        }
-      }
+      for (int i = 0; i < N; ++i) sum[k][i] += x[i];
+    }
+  }
+};
+
+// dw[v] of a token that is not frequent, by one warp whose lanes hold one place each. `row` begins
+// the row of the first place.
+template <class T, int N>
+__device__ void SumRow(const Run& run, int held, RowPart<T, N> row, const Places<const T>& dy,
+                       int D, float* dw, bool accumulate) {
+  for (int begin = 0; begin < D; begin += kRowPacks * kWarp * N) {
+    float sum[kRowPacks][N] = {};
+    for (int j = 0; j < run.count; ++j) {
+      if (begin + j > 0) row.Load(dy(__shfl_sync(~0u, held, j)), begin, D);
+      row.AddTo(sum);
     }
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int d = begin + (k * kWarp + lane) * N;
+    for (int k = 0; k < kRowPacks; ++k) {
+      const int d = begin + (k * kWarp + static_cast<int>(threadIdx.x) % kWarp) * N;
       if (d >= D) break;
-      if (accumulate) {
-        float before[N];
-        Load(dw + d, before);
+      constexpr int kN = N < kPack<float> ? N : kPack<float>;
 #pragma unroll
-        for (int i = 0; i < N; ++i) sum[k][i] += before[i];
+      for (int i = 0; i < N; i += kN) {
+        float part[kN];
+#pragma unroll
+        for (int j = 0; j < kN; ++j) part[j] = sum[k][i + j];
+        PutPack(part, dw + d + i, accumulate);
       }
-      Store(sum[k], dw + d);
     }
   }
 }
 
-// Every block takes its share of the rows, then of the frequent tokens' pieces.
-template <class T, int N, int kSlice>
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    Sum(const Groups groups, const Places<const T> dy, int V, int D, float* dw, int64_t stride,
-        bool accumulate) {
-  const int lane = threadIdx.x % kWarp, warps = gridDim.x * kWarps;
-  // The run of the row after the next and the places of the next are on their way.
-  const auto run_of = [&](int v) { return v < V ? groups.run[v] : Run{}; };
-  const auto held_of = [&](const Run& run) {
-    return lane < run.count && run.count <= kFrequent ? groups.places[run.begin + lane] : 0;
-  };
-  int v = blockIdx.x * kWarps + threadIdx.x / kWarp;
-  Run run = run_of(v), next = run_of(v + warps);
-  int held = held_of(run);
-  for (; v < V; v += warps) {
-    const Run after = run_of(v + 2 * warps);
-    const int next_held = held_of(next);
-    if (run.count <= kFrequent && (run.count > 0 || !accumulate))
-      SumRow<T, N>(run, held, dy, D, dw + v * stride, accumulate);
-    run = next, next = after, held = next_held;
-  }
-
+template <class T, int kSlice>
+__device__ void SumPieces(const Groups& groups, const Places<const T>& dy, int D, float* dw,
+                          int64_t stride, bool accumulate, int blocks) {
   __shared__ int pieces_before[kMostClasses];
   const int classes = 1 << groups.shift, each = (classes + kThreads - 1) / kThreads;
   int pieces = 0, total;
@@ -364,13 +353,50 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   }
   __syncthreads();
   const int slices = (D + kSlice - 1) / kSlice;
-  for (int item = blockIdx.x; item < total * slices; item += gridDim.x) {
+  for (int item = blockIdx.x; item < total * slices; item += blocks) {
     const int piece = item / slices;
     int c = 0;
     for (int half = classes / 2; half > 0; half /= 2)
       c += pieces_before[c + half] <= piece ? half : 0;
     SumPiece<T, kSlice / 8>(groups, dy, groups.classes[c].first_piece + piece - pieces_before[c],
                             item % slices, slices, D, dw, stride, accumulate);
+  }
+}
+
+// The first blocks share the frequent tokens' pieces, the others the rows.
+template <class T, int N, int kSlice>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    Sum(const Groups groups, const Places<const T> dy, int V, int D, float* dw, int64_t stride,
+        bool accumulate, int for_pieces) {
+  if (blockIdx.x < for_pieces) {
+    return SumPieces<T, kSlice>(groups, dy, D, dw, stride, accumulate, for_pieces);
+  }
+  const int lane = threadIdx.x % kWarp, warps = (gridDim.x - for_pieces) * kWarps;
+  // A warp has rows v, v + warps, .. While it sums one, the run of the third from it, the places of
+  // the second and the first of dy's rows of the next are on their way.
+  const auto run_of = [&](int v) { return v < V ? groups.run[v] : Run{}; };
+  const auto held_of = [&](const Run& run) {
+    return lane < run.count && run.count <= kFrequent ? groups.places[run.begin + lane] : 0;
+  };
+  const auto first_of = [&](const Run& run, int held) {
+    RowPart<T, N> row = {};
+    const int place = __shfl_sync(~0u, held, 0);
+    if (run.count > 0 && run.count <= kFrequent) row.Load(dy(place), 0, D);
+    return row;
+  };
+  int v = (blockIdx.x - for_pieces) * kWarps + threadIdx.x / kWarp;
+  Run run[3] = {run_of(v), run_of(v + warps), run_of(v + 2 * warps)};
+  int held[2] = {held_of(run[0]), held_of(run[1])};
+  RowPart<T, N> row = first_of(run[0], held[0]);
+  for (; v < V; v += warps) {
+    const Run run_after = run_of(v + 3 * warps);
+    const int held_after = held_of(run[2]);
+    const RowPart<T, N> next = first_of(run[1], held[1]);
+    if (run[0].count <= kFrequent && (run[0].count > 0 || !accumulate))
+      SumRow(run[0], held[0], row, dy, D, dw + v * stride, accumulate);
+    run[0] = run[1], run[1] = run[2], run[2] = run_after;
+    held[0] = held[1], held[1] = held_after;
+    row = next;
   }
 }
 
@@ -402,8 +428,7 @@ void Forward(CudaStream& stream, const EmbeddingFwd& f) {
   packable ? gather.template operator()<kPack<T>>() : gather.template operator()<1>();
 }
 
-// A warp of Sum reads N columns per lane, 16 bytes of dw; a block with a piece reads slices of 8
-// packs.
+// A warp of Sum reads N columns per lane at once; a block with a piece reads slices of 8 packs.
 template <class T, int N, int kSlice>
 void Backward(CudaStream& stream, const EmbeddingBwd& b) {
   const Tokens tokens = TokensOf(b.fwd);
@@ -437,11 +462,13 @@ void Backward(CudaStream& stream, const EmbeddingBwd& b) {
   group<<<classes, kGroupThreads, slots, stream.handle()>>>(tokens, slices, groups);
   CheckLaunch("embedding");
 
-  const int64_t most_work = CeilDiv(V, kWarps) + most_pieces * slices;
-  const int blocks = static_cast<int>(
-      std::min<int64_t>(most_work, kBlocksPerProcessor * stream.multiprocessors()));
-  Sum<T, N, kSlice><<<blocks, kThreads, 0, stream.handle()>>>(
-      groups, Places<const T>(b.dy), V, D, b.dw.Data<float>(), b.dw.stride(0), b.dw.accumulate);
+  constexpr int kWaves = 8;  // even out multiprocessors
+  const int resident = kBlocksPerProcessor * stream.multiprocessors(),
+            for_pieces = static_cast<int>(std::min<int64_t>(most_pieces * slices, resident)),
+            for_rows = std::min(CeilDiv(V, kWarps), kWaves * resident);
+  Sum<T, N, kSlice><<<for_pieces + for_rows, kThreads, 0, stream.handle()>>>(
+      groups, Places<const T>(b.dy), V, D, b.dw.Data<float>(), b.dw.stride(0), b.dw.accumulate,
+      for_pieces);
   CheckLaunch("embedding");
 }
 
@@ -454,7 +481,7 @@ void Run(CudaStream& stream, const EmbeddingFwd& f) {
 void Run(CudaStream& stream, const EmbeddingBwd& b) {
   DispatchCuda(b.fwd.w.dtype(), [&]<class T>() {
     const bool packable = Packable<T>(b.dy, kPack<T>) && Packable<float>(b.dw, 4);
-    packable ? Backward<T, 4, 8 * kPack<T>>(stream, b) : Backward<T, 1, 8>(stream, b);
+    packable ? Backward<T, kPack<T>, 8 * kPack<T>>(stream, b) : Backward<T, 1, 8>(stream, b);
   });
 }
 

@@ -142,12 +142,6 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
   if constexpr (kHeld > 0) SumTeams(dw, b.lanes, b.packs, b.dw + int64_t{blockIdx.x} * V);
 }
 
-template <class T>
-bool PackableFwd(const GatedRmsNormFwd& f, int n) {
-  return Packable<T>(f.x, n) && Packable<T>(f.gate, n) && Packable<T>(f.y, n) &&
-         Packable<float>(f.w, n);
-}
-
 uint32_t RowsOfHeads(const TensorView& x) {
   const int64_t rows = x.dim(0) * x.dim(1) * x.dim(2);
   Check(rows <= std::numeric_limits<int32_t>::max(), "gated_rms_norm: B T H is ", rows,
@@ -212,20 +206,15 @@ void RunBackward(CudaStream& stream, const GatedRmsNormBwd& g) {
 
 void Run(CudaStream& stream, const GatedRmsNormFwd& f) {
   if (f.x.size() == 0) return;
-  DispatchCuda(f.x.dtype(), [&]<class T>() {
-    PackableFwd<T>(f, kPack<T>) ? RunForward<T, kPack<T>>(stream, f) : RunForward<T, 1>(stream, f);
-  });
+  DispatchPacks(f.x.dtype(), {f.x, f.gate, f.y, f.w},
+                [&]<class T, int N>() { RunForward<T, N>(stream, f); });
 }
 
-void Run(CudaStream& stream, const GatedRmsNormBwd& g) {
-  if (g.fwd.x.size() == 0) return SumPartials(stream, nullptr, 0, g.dw);
-  DispatchCuda(g.fwd.x.dtype(), [&]<class T>() {
-    constexpr int kN = kPack<T>;
-    PackableFwd<T>(g.fwd, kN) && Packable<T>(g.dy, kN) && Packable<T>(g.dx, kN) &&
-            Packable<T>(g.dgate, kN)
-        ? RunBackward<T, kN>(stream, g)
-        : RunBackward<T, 1>(stream, g);
-  });
+void Run(CudaStream& stream, const GatedRmsNormBwd& b) {
+  const GatedRmsNormFwd& f = b.fwd;
+  if (f.x.size() == 0) return SumPartials(stream, nullptr, 0, b.dw);
+  DispatchPacks(f.x.dtype(), {f.x, f.gate, f.y, f.w, b.dy, b.dx, b.dgate},
+                [&]<class T, int N>() { RunBackward<T, N>(stream, b); });
 }
 
 }  // namespace weft

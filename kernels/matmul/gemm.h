@@ -1,9 +1,12 @@
 #pragma once
-// C = alpha op(A) op(B) + beta C on the calling thread, row-major; op(X) is X or X^T. op(A) is [m,
-// k], op(B) is [k, n], C is [m, n]; ld* is the distance between the rows of a matrix as it is
-// stored. T is float or double. With beta = 0 what C held does not matter, NaN included. Any number
-// of threads may call it at once; oneDNN (float) or OpenBLAS (double) does it. gemm_amx.h has a
-// faster one for large products in float.
+// C = alpha op(A) op(B) + beta C on the calling thread, row-major, where op(X) is X or X^T:
+//
+//   op(A) [m, k],   op(B) [k, n],   C [m, n]
+//
+// ld* is the distance between the rows of a matrix as it is stored. T is float or double. With
+// beta = 0 what C held does not matter, NaN included. Any number of threads may call it at once;
+// oneDNN (float) or OpenBLAS (double) does it. gemm_amx.h has a faster one for large products in
+// float.
 
 #include <cstdint>
 

@@ -1,5 +1,7 @@
 #pragma once
-// Linear map without bias:  y = x w^T,  and its gradients  dx = dy w,  dw = dy^T x.
+// Linear map without bias:
+//
+//   y = x w^T,   dx = dy w,   dw = dy^T x
 //
 // The last dimension is mapped; all others are rows. Rows of x, w and y may be strided.
 

@@ -24,6 +24,7 @@ namespace {
 using Algorithm = cublasLtMatmulAlgo_t;
 
 constexpr int64_t kWorkspace = 32 << 20;
+constexpr int64_t kCounters = 1024, kCounterBytes = 256;  // of products in a graph
 constexpr int kProposals = 8;
 constexpr int kRounds = 3;        // of timing
 constexpr double kRivals = 1.04;  // what is within this of the fastest is timed again
@@ -132,15 +133,23 @@ class Products {
     const cublasStatus_t status = cublasLtCreate(&handle_);
     Check(status == CUBLAS_STATUS_SUCCESS, "matmul: cublasLtCreate fails with status ",
           static_cast<int>(status));
+    CudaCheck(cudaStreamCreateWithFlags(&aside_, cudaStreamNonBlocking), "cudaStreamCreate");
   }
-  ~Products() { cublasLtDestroy(handle_); }
+  ~Products() {
+    cudaStreamDestroy(aside_);
+    cublasLtDestroy(handle_);
+  }
   Products(const Products&) = delete;
 
   void Run(CudaStream& stream, const Product& p) {
     const Key key = KeyOf(p);
     const auto known = plans_.find(key);
     Plan plan = known == plans_.end() ? Choose(stream, p, key) : known->second;
-    LtCheck(Launch(stream, p, plan.descriptors, plan.algorithm, p.d.data()), p, "product");
+    if (!counters_ && !stream.capturing())
+      counters_.emplace(Arena::Mode::kPlain, kCounters * kCounterBytes, Memory::kDevice);
+    LtCheck(stream.capturing() ? Capture(stream, p, plan)
+                               : Launch(stream, p, plan.descriptors, plan.algorithm, p.d.data()),
+            p, "product");
   }
 
  private:
@@ -182,8 +191,8 @@ class Products {
            result.workspaceSize <= kWorkspace;
   }
 
-  // The proposals that cut the sum into as many parts as most of them, of equals as the first: a
-  // choice that fits product and device as well, and is the same in every process.
+  // The proposals that cut the sum into as many parts as the first: a choice that fits product and
+  // device as well, and is the same in every process.
   std::vector<Algorithm> Propose(const Product& p, Descriptors& d) {
     cublasLtMatmulPreferenceOpaque_t preference;
     LtCheck(cublasLtMatmulPreferenceInit(&preference), p, "preference");
@@ -206,24 +215,89 @@ class Products {
             p, "choice of an algorithm for the product");
     std::vector<Algorithm> all;
     for (int i = 0; i < found; ++i) all.push_back(results[static_cast<size_t>(i)].algo);
-    const auto like = [&](const Algorithm& one) {
-      return std::count_if(all.begin(), all.end(), [&](const Algorithm& other) {
-        return SplitsOf(other) == SplitsOf(one);
-      });
-    };
-    const int splits = SplitsOf(*std::max_element(
-        all.begin(), all.end(), [&](const auto& a, const auto& b) { return like(a) < like(b); }));
+    const int splits = SplitsOf(all.front());
     std::erase_if(all, [&](const Algorithm& one) { return SplitsOf(one) != splits; });
     return all;
   }
 
   cublasStatus_t Launch(CudaStream& stream, const Product& p, Descriptors& d,
                         const Algorithm& algorithm, void* out) {
+    return Launch(stream.handle(), p, d, algorithm, out, stream.Scratch(kWorkspace), kWorkspace);
+  }
+  cublasStatus_t Launch(cudaStream_t stream, const Product& p, Descriptors& d,
+                        const Algorithm& algorithm, void* out, void* workspace, int64_t bytes) {
     const float one = 1, beta = p.accumulate ? 1 : 0;
     return cublasLtMatmul(handle_, &d.product, &one, p.b.data(), &d.b, p.a.data(), &d.a, &beta,
-                          p.d.data(), &d.d, out, &d.d, &algorithm, stream.Scratch(kWorkspace),
-                          kWorkspace, stream.handle());
+                          p.d.data(), &d.d, out, &d.d, &algorithm, workspace,
+                          static_cast<size_t>(bytes), stream);
   }
+
+  // Many algorithms hand out tiles by a counter in the workspace and clear it first, in a graph by
+  // a node that holds up the product by 5 us. So there each product has a counter of its own, and
+  // the graph clears them all before its first product.
+  cublasStatus_t Capture(CudaStream& stream, const Product& p, Plan& plan) {
+    Descriptors& d = plan.descriptors;
+    cublasLtMatmulHeuristicResult_t needs;
+    LtCheck(cublasLtMatmulAlgoCheck(handle_, &d.product, &d.b, &d.a, &d.d, &d.d, &plan.algorithm,
+                                    &needs),
+            p, "check");
+    Place place(stream);
+    if (place.graph_id != graph_id_) graph_id_ = place.graph_id, counters_taken_ = 0;
+    if (needs.workspaceSize > kCounterBytes || counters_taken_ == kCounters || !counters_)
+      return Launch(stream, p, d, plan.algorithm, p.d.data());
+    if (counters_taken_ == 0) stream.Zero(counters_->base(), kCounters * kCounterBytes);
+    std::byte* const counter = counters_->base() + kCounterBytes * counters_taken_++;
+    CudaCheck(cudaStreamBeginCapture(aside_, cudaStreamCaptureModeThreadLocal), "begin of capture");
+    const cublasStatus_t status =
+        Launch(aside_, p, d, plan.algorithm, p.d.data(), counter, kCounterBytes);
+    cudaGraph_t product = nullptr;
+    CudaCheck(cudaStreamEndCapture(aside_, &product), "end of capture");
+    size_t n = 0;
+    CudaCheck(cudaGraphGetNodes(product, nullptr, &n), "nodes of a product");
+    std::vector<cudaGraphNode_t> nodes(n);
+    CudaCheck(cudaGraphGetNodes(product, nodes.data(), &n), "nodes of a product");
+    for (const cudaGraphNode_t node : nodes) {
+      if (Clears(node, counter)) CudaCheck(cudaGraphDestroyNode(node), "clearing node");
+    }
+    Place(stream).Append(stream, product);
+    CudaCheck(cudaGraphDestroy(product), "graph of a product");
+    return status;
+  }
+
+  static bool Clears(cudaGraphNode_t node, const void* memory) {
+    cudaGraphNodeType type;
+    CudaCheck(cudaGraphNodeGetType(node, &type), "node of a product");
+    if (type != cudaGraphNodeTypeMemset) return false;
+    cudaMemsetParams params;
+    CudaCheck(cudaGraphMemsetNodeGetParams(node, &params), "clearing node");
+    return params.dst == memory && params.value == 0;
+  }
+
+  // Where the capture of a stream stands.
+  struct Place {
+    unsigned long long graph_id = 0;
+    cudaGraph_t graph = nullptr;
+    const cudaGraphNode_t* last = nullptr;
+    const cudaGraphEdgeData* edges = nullptr;
+    size_t n = 0;
+
+    explicit Place(CudaStream& stream) {
+      cudaStreamCaptureStatus status;
+      CudaCheck(
+          cudaStreamGetCaptureInfo(stream.handle(), &status, &graph_id, &graph, &last, &edges, &n),
+          "state of a capture");
+    }
+    void Append(CudaStream& stream, cudaGraph_t part) {
+      cudaGraphNode_t node;
+      cudaGraphNodeParams params{};
+      params.type = cudaGraphNodeTypeGraph;
+      params.graph.graph = part;
+      CudaCheck(cudaGraphAddNode(&node, graph, last, edges, n, &params), "node of a product");
+      CudaCheck(cudaStreamUpdateCaptureDependencies(stream.handle(), &node, nullptr, 1,
+                                                    cudaStreamSetCaptureDependencies),
+                "order of a capture");
+    }
+  };
 
   Algorithm Fastest(CudaStream& stream, const Product& p, Descriptors& descriptors,
                     const std::vector<Algorithm>& proposals) {
@@ -273,6 +347,11 @@ class Products {
         ->algorithm;
   }
 
+  // For graphs: a stream that captures single products, and the counters of the current graph.
+  std::optional<Arena> counters_;
+  cudaStream_t aside_ = nullptr;
+  unsigned long long graph_id_ = 0;
+  int64_t counters_taken_ = 0;
   cublasLtHandle_t handle_ = nullptr;
   Choices choices_;
   std::map<Key, Plan> plans_;
@@ -288,10 +367,11 @@ void Run(CudaStream& stream, const MatmulFwd& f) {
 
 void Run(CudaStream& stream, const MatmulBwd& b) {
   const TensorView dy = b.dy.Rows();
+  if (b.dw.defined()) Multiply(stream, {dy, b.fwd.x.Rows(), b.dw, true, false, b.dw.accumulate});
+  // dx last: the next op reads it from the cache.
   if (b.dx.defined()) {
     Multiply(stream, {dy, b.fwd.w, b.dx.Rows(), false, false, b.dx.accumulate});
   }
-  if (b.dw.defined()) Multiply(stream, {dy, b.fwd.x.Rows(), b.dw, true, false, b.dw.accumulate});
 }
 
 }  // namespace weft

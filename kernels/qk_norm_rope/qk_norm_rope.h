@@ -5,10 +5,14 @@
 //
 //   kNone  n = x
 //   kHead  n = x rstd w,   rstd[b, t, h] = (mean_k x^2 + eps)^(-1/2)
-//   kFull  n = x rstd w,   rstd[b, t] = (mean_{h, k} x^2 + eps)^(-1/2)       (before the split into
-//   heads, as in Olmo) theta = 0: y = n;  otherwise, with angle = (offset + t) theta^(-2i/K) for i
-//   < K/2, in the half-split convention y_i = n_i cos - n_{i + K/2} sin,   y_{i + K/2} = n_{i +
-//   K/2} cos + n_i sin
+//   kFull  n = x rstd w,   rstd[b, t] = (mean_{h, k} x^2 + eps)^(-1/2)
+//
+// kFull is before the split into heads, as in Olmo. With theta = 0, y = n; otherwise in the
+// half-split convention, for i < K/2:
+//
+//   angle       = (offset + t) theta^(-2i/K)
+//   y_i         = n_i cos - n_{i + K/2} sin
+//   y_{i + K/2} = n_{i + K/2} cos + n_i sin
 //
 // The bits of y[b, t] depend on x[b, t] and the position alone.
 

@@ -3,13 +3,13 @@
 // arXiv:1910.07467).
 //
 //   rstd = (mean_d(h^2) + eps)^(-1/2)
-//   kNone    h = x,              y = h rstd w
-//   kBefore  h = residual + x,   y = h rstd w          sum = h is an output too (pre-norm blocks)
-//   kAfter   h = x,              y = residual + h rstd w                          (post-norm
-//   blocks)
 //
-// Statistics are taken over the last dimension D; rows are all other dimensions. Rows of x,
-// residual and y may be strided; sum is what a later residual reads.
+//   kNone    h = x,              y = h rstd w
+//   kBefore  h = residual + x,   y = h rstd w             of pre-norm blocks
+//   kAfter   h = x,              y = residual + h rstd w  of post-norm blocks
+//
+// For kBefore, sum = h is an output too: what a later residual reads. Statistics are taken over the
+// last dimension D; rows are all other dimensions. Rows of x, residual and y may be strided.
 
 #include "kernels/base/op.h"
 
@@ -59,7 +59,7 @@ struct RmsNormBwd {
   double Flops() const { return 0; }
   double Bytes() const {
     return BytesOf(fwd.x) + BytesOf(fwd.w) + BytesOf(fwd.rstd) + BytesOf(dy) + BytesOf(dsum) +
-        BytesOf(dx) + BytesOf(dw) + BytesOf(dresidual);
+           BytesOf(dx) + BytesOf(dw) + BytesOf(dresidual);
   }
 };
 

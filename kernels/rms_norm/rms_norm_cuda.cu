@@ -15,13 +15,15 @@ struct ForwardArgs {
   float eps;
 };
 
+// Rows from the last to the first: the product before it wrote those last, which are in the cache,
+// and the one after it begins with those that are done last.
 template <class T, int N, int kHeld, Residual kMode>
 __global__ void __launch_bounds__(kMostRowThreads) Forward(const ForwardArgs<T> f) {
   constexpr int kAt = kHeld ? kHeld : 1;
   const int lane = threadIdx.x % f.lanes, teams = blockDim.x / f.lanes;
-  const int64_t row = int64_t{blockIdx.x} * teams + threadIdx.x / f.lanes;
-  const bool valid = row < f.rows;
-  const int64_t r = valid ? row : f.rows - 1;
+  const int64_t row = f.rows - 1 - (int64_t{blockIdx.x} * teams + threadIdx.x / f.lanes);
+  const bool valid = row >= 0;
+  const int64_t r = valid ? row : 0;
   Words<T, N> x[kAt], residual[kAt];
   float w[kAt][N];
   const auto load = [&](int i, int pack, bool) {
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
   for (int64_t first = int64_t{blockIdx.x} * teams; first < b.rows;
        first += int64_t{gridDim.x} * teams) {
     const bool valid = first + team < b.rows;
-    const int64_t r = valid ? first + team : b.rows - 1;
+    const int64_t r = valid ? b.rows - 1 - (first + team) : 0;
     const auto load = [&](int i, int pack, bool) {
       h[i] = LoadWords<N>(b.h(r) + pack * N);
       dy[i] = LoadWords<N>(b.dy(r) + pack * N);
@@ -158,12 +160,6 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
     });
   }
   if constexpr (kHeld > 0) SumTeams(dw, b.lanes, b.packs, b.dw + int64_t{blockIdx.x} * D);
-}
-
-template <class T>
-bool PackableFwd(const RmsNormFwd& f, int n) {
-  return Packable<T>(f.x, n) && Packable<T>(f.residual, n) && Packable<T>(f.y, n) &&
-         Packable<T>(f.sum, n) && Packable<float>(f.w, n);
 }
 
 template <class T, int N>
@@ -232,20 +228,15 @@ void RunBackward(CudaStream& stream, const RmsNormBwd& b) {
 
 void Run(CudaStream& stream, const RmsNormFwd& f) {
   if (f.x.size() == 0) return;
-  DispatchCuda(f.x.dtype(), [&]<class T>() {
-    PackableFwd<T>(f, kPack<T>) ? RunForward<T, kPack<T>>(stream, f) : RunForward<T, 1>(stream, f);
-  });
+  DispatchPacks(f.x.dtype(), {f.x, f.residual, f.y, f.sum, f.w},
+                [&]<class T, int N>() { RunForward<T, N>(stream, f); });
 }
 
 void Run(CudaStream& stream, const RmsNormBwd& b) {
-  if (b.fwd.x.size() == 0) return SumPartials(stream, nullptr, 0, b.dw);
-  DispatchCuda(b.fwd.x.dtype(), [&]<class T>() {
-    constexpr int kN = kPack<T>;
-    const bool packable = PackableFwd<T>(b.fwd, kN) && Packable<T>(b.dy, kN) &&
-                          Packable<T>(b.dsum, kN) && Packable<T>(b.dx, kN) &&
-                          Packable<T>(b.dresidual, kN);
-    packable ? RunBackward<T, kN>(stream, b) : RunBackward<T, 1>(stream, b);
-  });
+  const RmsNormFwd& f = b.fwd;
+  if (f.x.size() == 0) return SumPartials(stream, nullptr, 0, b.dw);
+  DispatchPacks(f.x.dtype(), {f.x, f.residual, f.y, f.sum, f.w, b.dy, b.dsum, b.dx, b.dresidual},
+                [&]<class T, int N>() { RunBackward<T, N>(stream, b); });
 }
 
 }  // namespace weft

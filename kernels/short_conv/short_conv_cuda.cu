@@ -1,7 +1,7 @@
 #include <climits>
 #include <utility>
 
-#include "kernels/base/cuda.cuh"
+#include "kernels/base/cuda_rows.cuh"
 #include "kernels/short_conv/short_conv.h"
 
 namespace weft {
@@ -39,13 +39,16 @@ struct Arguments {
 
 // Rows of one sequence, from channel c on.
 template <class T>
-class Rows {
+class SequenceRows {
  public:
-  __device__ Rows(const View3<T>& view, int b, int c)
+  __device__ SequenceRows(const View3<T>& view, int b, int c)
       : first_(reinterpret_cast<Byte*>(&view(b, 0, c))),
         stride_(static_cast<int>(view.stride[1] * sizeof(T))) {}
   __device__ T* operator()(int t) const {
     return reinterpret_cast<T*>(first_ + int64_t{t} * stride_);
+  }
+  __device__ T* After(T* row, int tokens) const {
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(row) + tokens * stride_);
   }
 
  private:
@@ -80,24 +83,13 @@ struct Channels {
   }
 };
 
-// N elements as they are in memory, in words where they fill some.
-template <class T, int N>
-using Raw = std::conditional_t<sizeof(T) * N % 4 == 0,
-                               Pack<uint32_t, std::max<int>(1, sizeof(T) * N / 4)>, Pack<T, N>>;
-
-template <int N, class T>
-__device__ Raw<T, N> RawAt(const T* from) {
-  return *reinterpret_cast<const Raw<T, N>*>(from);
-}
-template <int N, class T>
-__device__ void Unpack(const Raw<T, N>& raw, float (&to)[N]) {
-  Load(reinterpret_cast<const T*>(raw.at), to);
-}
-
 // The rows of some tokens in registers: token t is in row t - begin of the ring, modulo its size,
 // where that is known to the compiler. There is room for the tokens that a step computes and those
 // before them that their taps reach.
 constexpr int kTokens = 4;  // of a step
+constexpr int kStages = 4;  // of inputs: the steps that are on their way, and one
+template <class T, int N>
+using Inputs = Stages<kStages, sizeof(T) * N>;
 template <int kWidth>
 inline constexpr int kRing = (kWidth - 1 + kTokens - 1) / kTokens* kTokens + kTokens;
 template <int N, int kWidth>
@@ -127,7 +119,7 @@ __device__ void LoadPast(const Arguments<T>& a, int b, int begin, int c, Ring<N,
     const int t = begin - i;
     const bool old = t < 0 && t >= 1 - a.W && a.history;
     const T* from = old ? &a.history(b, t + a.W - 1, c) : &a.x(b, t, c);
-    Unpack<N, T>(old || t >= 0 ? RawAt<N>(from) : Raw<T, N>{}, x[kRing<kWidth> - i]);
+    Unpack(old || t >= 0 ? LoadWords<N>(from) : Words<T, N>{}, x[kRing<kWidth> - i]);
   }
 }
 
@@ -206,6 +198,20 @@ struct Runs {
   int per_sequence, all, parts, part;
 };
 
+// The rows of the tokens of a step; behind the sequence, its last.
+template <class T, class Inputs>
+__device__ void FetchStep(const Arguments<T>& a, const SequenceRows<const T>& rows, int t,
+                          const Inputs& inputs, int pack) {
+  if (t + kTokens <= a.L) {
+    const T* const first = rows(t);
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) inputs.Fetch(pack + k, rows.After(first, k));
+  } else {
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) inputs.Fetch(pack + k, rows(min(t + k, a.L - 1)));
+  }
+}
+
 template <class T, int N, int kWidth, bool kDocuments>
 __global__ void __launch_bounds__(kMaxThreads<N>) Forward(const __grid_constant__ Arguments<T> a) {
   constexpr int kPast = kWidth - 1;
@@ -219,21 +225,25 @@ __global__ void __launch_bounds__(kMaxThreads<N>) Forward(const __grid_constant_
     const int b = run / runs.per_sequence, begin = run % runs.per_sequence * a.run;
     const int end = min(begin + a.run, a.L);
     const int y_end = channels.exist ? end : 0, rstd_end = writes_rstd ? end : 0;
-    const Rows<const T> x_at(a.x, b, c);
-    const Rows<T> y_at(a.y, b, c);
-    const Rows<float> rstd_at(a.rstd, b, channels.group);
+    const SequenceRows<const T> x_at(a.x, b, c);
+    const SequenceRows<T> y_at(a.y, b, c);
+    const SequenceRows<float> rstd_at(a.rstd, b, channels.group);
     Ring<N, kWidth> x;
     LoadPast<N, kWidth>(a, b, begin, c, x);
-    Raw<T, N> next[kTokens];
-    const auto load = [&](int t) {
-#pragma unroll
-      for (int k = 0; k < kTokens; ++k) next[k] = RawAt<N>(x_at(min(t + k, a.L - 1)));
+    Inputs<T, N> inputs(kTokens);
+    int ahead = begin;
+    const auto fetch = [&] {
+      if (ahead < end) FetchStep(a, x_at, ahead, inputs, 0);
+      inputs.Commit();
+      ahead += kTokens;
     };
-    load(begin);
+    for (int s = 1; s < kStages; ++s) fetch();
     ForSteps<kWidth>(begin, end, [&]<int kRow>(int t) {
+      fetch();
+      inputs.Wait();
 #pragma unroll
-      for (int k = 0; k < kTokens; ++k) Unpack<N, T>(next[k], x[kRow + k]);
-      load(t + kTokens);
+      for (int k = 0; k < kTokens; ++k) inputs.template Unpack<T>(k, x[kRow + k]);
+      inputs.Next();
       float s[kTokens][N];
       Unroll<kTokens>([&]<int k>() {
         Convolve<kRow + k>(channels.tap, x, Reach<kDocuments, kPast>(a, b, t + k), s[k]);
@@ -293,30 +303,47 @@ __global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
   for (int run = runs.part; run < runs.all; run += runs.parts) {
     const int b = run / runs.per_sequence, begin = run % runs.per_sequence * a.run;
     const int end = min(begin + a.run, a.L);
-    const Rows<const T> x_at(a.x, b, c), dy_at(a.dy, b, c);
-    const Rows<T> dx_at(a.dx, b, c);
-    const Rows<float> rstd_at(a.rstd, b, channels.group);
+    const SequenceRows<const T> x_at(a.x, b, c), dy_at(a.dy, b, c);
+    const SequenceRows<T> dx_at(a.dx, b, c);
+    const SequenceRows<float> rstd_at(a.rstd, b, channels.group);
     Ring<N, kWidth> x, dx = {};
     LoadPast<N, kWidth>(a, b, begin, c, x);
-    Raw<T, N> next_x[kTokens], next_dy[kTokens];
-    const auto load = [&](int t) {
+    Inputs<T, N> inputs(2 * kTokens);
+    int ahead = begin;
+    const auto fetch = [&] {
+      if (ahead < end + kPast) {
+        FetchStep(a, x_at, ahead, inputs, 0);
+        FetchStep(a, dy_at, ahead, inputs, kTokens);
+      }
+      inputs.Commit();
+      ahead += kTokens;
+    };
+    for (int s = 1; s < kStages; ++s) fetch();
+    float rstd_ahead[kTokens];
+    const auto fetch_rstd = [&](int t) {
 #pragma unroll
       for (int k = 0; k < kTokens; ++k) {
-        next_x[k] = RawAt<N>(x_at(min(t + k, a.L - 1)));
-        next_dy[k] = RawAt<N>(dy_at(min(t + k, a.L - 1)));
+        if (norms) rstd_ahead[k] = *rstd_at(min(t + k, a.L - 1));
       }
     };
-    load(begin);
+    fetch_rstd(begin);
     ForSteps<kWidth>(begin, end + kPast, [&]<int kRow>(int t) {
+      fetch();
+      inputs.Wait();
       // dz = rstd (straight - s_grad <s, dy> rstd^2), and ends up in `straight`.
       float straight[kTokens][N], s_grad[kTokens][N], dot[kTokens] = {}, rstd[kTokens];
 #pragma unroll
       for (int k = 0; k < kTokens; ++k) {
-        Unpack<N, T>(next_x[k], x[kRow + k]);
-        Unpack<N, T>(t + k < a.L ? next_dy[k] : Raw<T, N>{}, straight[k]);
-        if (norms) rstd[k] = *rstd_at(min(t + k, a.L - 1));
+        inputs.template Unpack<T>(k, x[kRow + k]);
+        inputs.template Unpack<T>(kTokens + k, straight[k]);
+        if (t + k >= a.L) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) straight[k][i] = 0;
+        }
+        rstd[k] = rstd_ahead[k];
       }
-      load(t + kTokens);
+      inputs.Next();
+      fetch_rstd(t + kTokens);
       Unroll<kTokens>([&]<int k>() {
         Convolve<kRow + k>(channels.tap, x, Reach<kDocuments, kPast>(a, b, t + k), s_grad[k]);
       });
@@ -403,7 +430,7 @@ __global__ void __launch_bounds__(kWarp* kSumWarps)
             bool accumulate) {
   const int64_t i = int64_t{blockIdx.x} * kWarp + threadIdx.x, n = int64_t{W} * C;
   float sum = 0;
-#pragma unroll 4
+#pragma unroll 16
   for (int p = threadIdx.y; p < parts && i < n; p += kSumWarps) sum += part[p * n + i];
   __shared__ float sums[kSumWarps][kWarp];
   sums[threadIdx.y][threadIdx.x] = sum;
@@ -501,15 +528,32 @@ void DispatchConv(const ShortConvFwd& f, const TensorView& dy, const TensorView&
   });
 }
 
-// One wave of blocks, each with as many runs as any other: how many blocks share the tokens.
-template <class T, class Kernel>
-int PartsFor(CudaStream& stream, Kernel kernel, const Arguments<T>& a, int threads) {
+// At most `waves` times as many blocks, with `shared` bytes each, as run at once: how long runs
+// are, in whole steps, and how many blocks share them, so that the block that has the most is done
+// soon. `beyond`: tokens that a run computes behind its last.
+template <int kWidth, class T, class Kernel>
+int PartsFor(CudaStream& stream, Kernel kernel, Arguments<T>& a, int threads, int64_t shared,
+             int waves, int beyond) {
+  AllowShared(kernel, shared);
   int resident = 0;
-  CudaCheck(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, 0),
+  CudaCheck(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads,
+                                                          static_cast<size_t>(shared)),
             "short_conv");
-  const int runs = a.B * CeilDiv(a.L, a.run);
-  const int most = std::max(1, resident * stream.multiprocessors() / a.across);
-  return CeilDiv(runs, CeilDiv(runs, most));
+  const int most = std::max(1, waves * resident * stream.multiprocessors() / a.across);
+  constexpr int kShortest = 32, kBegin = 16;  // tokens in whose time a run begins
+  int64_t best = INT64_MAX;
+  int parts = 1;
+  for (int runs = 1; runs <= CeilDiv(a.L, kShortest); ++runs) {
+    const int run = CeilDiv(a.L, int64_t{runs} * kTokens) * kTokens;
+    const int all = a.B * CeilDiv(a.L, run), each = CeilDiv(all, most);
+    const int64_t tokens =
+        int64_t{each} * (CeilDiv(run + beyond, kRing<kWidth>) * kRing<kWidth> + kBegin);
+    if (tokens >= best) continue;
+    best = tokens;
+    a.run = run;
+    parts = CeilDiv(all, each);
+  }
+  return parts;
 }
 
 }  // namespace
@@ -518,10 +562,10 @@ void Run(CudaStream& stream, const ShortConvFwd& f) {
   DispatchConv(f, {}, {}, [&]<class T, int N, int kWidth, bool kDocuments>() {
     Blocks blocks;
     Arguments<T> a = ArgumentsOf<N, T>(f, blocks);
-    a.run = 72;
     const auto kernel = Forward<T, N, kWidth, kDocuments>;
-    const int parts = PartsFor(stream, kernel, a, blocks.threads);
-    kernel<<<parts * a.across, blocks.threads, 0, stream.handle()>>>(a);
+    const int64_t shared = Inputs<T, N>::Bytes(kTokens, blocks.threads);
+    const int parts = PartsFor<kWidth>(stream, kernel, a, blocks.threads, shared, /*waves=*/6, 0);
+    kernel<<<parts * a.across, blocks.threads, shared, stream.handle()>>>(a);
     if (!f.history_out.defined()) return;
     constexpr int kThreads = 128;
     KeepHistory<T><<<dim3(CeilDiv(a.C, kThreads), a.B), kThreads, 0, stream.handle()>>>(
@@ -533,14 +577,15 @@ void Run(CudaStream& stream, const ShortConvBwd& g) {
   DispatchConv(g.fwd, g.dy, g.dx, [&]<class T, int N, int kWidth, bool kDocuments>() {
     Blocks blocks;
     Arguments<T> a = ArgumentsOf<N, T>(g.fwd, blocks);
-    a.run = 72 - kRing<kWidth> + kTokens;
     a.dy = View3<const T>(g.dy.As<const T, 3>());
     a.dx = View3<T>(g.dx.As<T, 3>());
     a.accumulate_dx = g.dx.accumulate;
     const auto kernel = Backward<T, N, kWidth, kDocuments>;
-    const int parts = PartsFor(stream, kernel, a, blocks.threads);
+    const int64_t shared = Inputs<T, N>::Bytes(2 * kTokens, blocks.threads);
+    const int parts =
+        PartsFor<kWidth>(stream, kernel, a, blocks.threads, shared, /*waves=*/1, kWidth - 1);
     a.dw = static_cast<float*>(stream.Scratch(int64_t{parts} * a.W * a.C * 4));
-    kernel<<<parts * a.across, blocks.threads, 0, stream.handle()>>>(a);
+    kernel<<<parts * a.across, blocks.threads, shared, stream.handle()>>>(a);
     CheckLaunch("short_conv");
     SumTaps<<<CeilDiv(int64_t{a.W} * a.C, kWarp), dim3(kWarp, kSumWarps), 0, stream.handle()>>>(
         a.dw, parts, a.W, a.C, g.dw.Data<float>(), g.dw.stride(0), g.dw.stride(1), g.dw.accumulate);

@@ -5,11 +5,13 @@
 namespace weft {
 namespace {
 
+// Rows from the last to the first: the product before it wrote those last, which are in the cache,
+// and the one after it begins with those that are done last.
 template <class T, int N>
 __global__ void __launch_bounds__(kRowThreads)
-    Forward(Rows<const T> gate_up, Rows<T> y, int64_t rows, int F, int lanes) {
-  const int64_t r = int64_t{blockIdx.x} * (blockDim.x / lanes) + threadIdx.x / lanes;
-  if (r >= rows) return;
+    Forward(int64_t rows, int F, int lanes, Rows<const T> gate_up, Rows<T> y) {
+  const int64_t r = rows - 1 - (int64_t{blockIdx.x} * (blockDim.x / lanes) + threadIdx.x / lanes);
+  if (r < 0) return;
   for (int c = threadIdx.x % lanes * N; c < F; c += lanes * N) {
     float gate[N], up[N];
     Load<N>(gate_up(r) + c, gate);
@@ -22,10 +24,10 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <class T, int N>
 __global__ void __launch_bounds__(kRowThreads)
-    Backward(Rows<const T> gate_up, Rows<const T> dy, Rows<T> dgate_up, Rows<T> y, int64_t rows,
-             int F, int lanes, bool accumulate) {
-  const int64_t r = int64_t{blockIdx.x} * (blockDim.x / lanes) + threadIdx.x / lanes;
-  if (r >= rows) return;
+    Backward(int64_t rows, int F, int lanes, Rows<const T> gate_up, Rows<const T> dy,
+             Rows<T> dgate_up, Rows<T> y, bool accumulate) {
+  const int64_t r = rows - 1 - (int64_t{blockIdx.x} * (blockDim.x / lanes) + threadIdx.x / lanes);
+  if (r < 0) return;
   for (int c = threadIdx.x % lanes * N; c < F; c += lanes * N) {
     float gate[N], up[N], up_gradient[N], dgate[N];
     Load<N>(gate_up(r) + c, gate);
@@ -48,37 +50,20 @@ __global__ void __launch_bounds__(kRowThreads)
 
 void Run(CudaStream& stream, const SwigluFwd& f) {
   if (f.y.size() == 0) return;
-  DispatchCuda(f.y.dtype(), [&]<class T>() {
-    const auto run = [&]<int N>() {
-      const RowPlan plan = PlanRows(f.y.dim(-1) / N, Hold::kNothing);
-      const int64_t rows = f.y.size() / f.y.dim(-1);
-      Forward<T, N><<<CeilDiv(rows, plan.teams()), plan.threads, 0, stream.handle()>>>(
-          RowsOf<const T>(f.gate_up), RowsOf<T>(f.y), rows, f.y.dim(-1), plan.lanes);
-    };
-    constexpr int kN = kPack<T>;
-    Packable<T>(f.gate_up, kN) && Packable<T>(f.y, kN) ? run.template operator()<kN>()
-                                                       : run.template operator()<1>();
+  DispatchPacks(f.y.dtype(), {f.gate_up, f.y}, [&]<class T, int N>() {
+    LaunchOnRows<N>(stream, "swiglu", f.y, Forward<T, N>, RowsOf<const T>(f.gate_up),
+                    RowsOf<T>(f.y));
   });
-  CheckLaunch("swiglu");
 }
 
 void Run(CudaStream& stream, const SwigluBwd& b) {
   if (b.dy.size() == 0) return;
-  DispatchCuda(b.dy.dtype(), [&]<class T>() {
-    const auto run = [&]<int N>() {
-      const RowPlan plan = PlanRows(b.dy.dim(-1) / N, Hold::kNothing);
-      const int64_t rows = b.dy.size() / b.dy.dim(-1);
-      Backward<T, N><<<CeilDiv(rows, plan.teams()), plan.threads, 0, stream.handle()>>>(
-          RowsOf<const T>(b.fwd.gate_up), RowsOf<const T>(b.dy), RowsOf<T>(b.dgate_up),
-          RowsOf<T>(b.y), rows, b.dy.dim(-1), plan.lanes, b.dgate_up.accumulate);
-    };
-    constexpr int kN = kPack<T>;
-    Packable<T>(b.fwd.gate_up, kN) && Packable<T>(b.dy, kN) && Packable<T>(b.dgate_up, kN) &&
-            Packable<T>(b.y, kN)
-        ? run.template operator()<kN>()
-        : run.template operator()<1>();
+  const TensorView &gate_up = b.fwd.gate_up, &y = b.y;
+  DispatchPacks(b.dy.dtype(), {gate_up, b.dy, b.dgate_up, y}, [&]<class T, int N>() {
+    LaunchOnRows<N>(stream, "swiglu backward", b.dy, Backward<T, N>, RowsOf<const T>(gate_up),
+                    RowsOf<const T>(b.dy), RowsOf<T>(b.dgate_up), RowsOf<T>(y),
+                    b.dgate_up.accumulate);
   });
-  CheckLaunch("swiglu backward");
 }
 
 }  // namespace weft

@@ -74,7 +74,7 @@ class GatedDelta : public Mixer {
   Var Forward(Context& c, Tape& tape, const Var& x, const Documents& documents,
               MixerState* state) override {
     const int64_t B = x.x.dim(0), T = x.x.dim(1), k = H_ * K_, v = H_ * V_;
-    const Var in = LinearInParts(c, tape, x, in_->var, "gated_delta.in");  // [q | k | v | gate | a | b]
+    const Var in = LinearInParts(c, tape, x, *in_, "gated_delta.in");  // [q | k | v | gate | a | b]
     const Var qkv = ShortConv(c, tape, tape.Slice(in, 2, 0, ConvChannels()), documents, state);
     const Var q = SplitLast(tape.Slice(qkv, 2, 0, k), H_, K_);
     const Var key = SplitLast(tape.Slice(qkv, 2, k, k), H_, K_);
@@ -114,7 +114,7 @@ class GatedDelta : public Mixer {
 
   MixerCost Cost(int64_t) const override {
     const double macs =
-        static_cast<double>(D_ * InWidth() + ConvChannels() * W_ + 3 * H_ * K_ * V_ + H_ * V_ * D_);
+        static_cast<double>(D_ * RoundUpRows(InWidth()) + ConvChannels() * W_ + 3 * H_ * K_ * V_ + H_ * V_ * D_);
     return {2 * macs, 4 * (H_ * K_ * V_ + (W_ - 1) * ConvChannels())};
   }
 
