@@ -16,7 +16,7 @@ if [ "${1:-}" = --check ]; then
 fi
 
 bin=$(readlink -f "${1:-build/release/bin}")
-shards=$(($(nproc) < 8 ? $(nproc) : 8))
+shards=$(($(nproc) < 16 ? $(nproc) : 16))
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 failed=0

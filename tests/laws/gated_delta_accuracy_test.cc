@@ -109,6 +109,7 @@ const AccuracyCase kCases[] = {
      {1.99, 1.99},
      0,
      0,
+     kNoDecayLimit,
      kNoDecayLimit},
     {"K128_V128_repeated_norm_preserving",
      1,

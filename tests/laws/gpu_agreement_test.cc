@@ -32,12 +32,13 @@ struct Instance {
     cuda.Copy(arena.base(), device.base(), arena.used());
     cuda.Synchronize();
   }
+  // What is saved for the backward is each backend's own.
   std::vector<OpTensor> Results() const {
     std::vector<OpTensor> results;
     for (const auto* tensors : {&op.fwd.tensors, &op.bwd.tensors}) {
       for (const OpTensor& t : *tensors) {
-        if (t.role != OpTensor::Role::kIn && t.role != OpTensor::Role::kUpstream)
-          results.push_back(t);
+        using enum OpTensor::Role;
+        if (t.role != kIn && t.role != kUpstream && t.role != kSaved) results.push_back(t);
       }
     }
     return results;
