@@ -412,6 +412,14 @@ TEST_F(PlotTest, ADivergedSeedDidNotPassAndAQueuedOneDoesNotCount) {
                                               "0.250\n" +
                                               kNote +
                                               "3 of 4 cells are not done: 2 diverged, 1 queued.\n");
+  // A seed whose other learning rate did well has its result.
+  WriteRecall("search.h5", {{"rnn", 0.001, 0, {1, 1}},
+                            {"rnn", 0.01, 0, {}, "diverged"},
+                            {"rnn", 0.001, 1, {}, "diverged"},
+                            {"rnn", 0.01, 1, {}, "diverged"}});
+  const Json row = Json::parse(Call("search.h5 --json --best-over=optim.lr").out)["accuracy"][0];
+  EXPECT_EQ(row["evidence"]["8"]["seeds"], 2);
+  EXPECT_EQ(row["evidence"]["8"]["passed"], 1);
 }
 
 TEST_F(PlotTest, AReportHasTheSameEvidence) {
