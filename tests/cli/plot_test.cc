@@ -11,6 +11,7 @@
 
 #include "experiments/run/files.h"
 #include "experiments/run/h5.h"
+#include "kernels/base/check.h"
 #include "tests/process.h"
 
 namespace weft {
@@ -29,9 +30,9 @@ struct Output {
 
 class PlotTest : public testing::Test {
  protected:
-  Output Call(const std::string& arguments) const {
-    const std::string command = "cd '" + root_ + "' && '" WEFT_SOURCE_DIR "/analysis/weft-plot' " +
-                                arguments + " >out.txt 2>err.txt";
+  Output Call(const std::string& arguments, const std::string& program = "weft-plot") const {
+    const std::string command = "cd '" + root_ + "' && '" WEFT_SOURCE_DIR "/analysis/" + program +
+                                "' " + arguments + " >out.txt 2>err.txt";
     const int status = std::system(command.c_str());
     return {WEXITSTATUS(status), ReadFile(root_ + "/out.txt"), ReadFile(root_ + "/err.txt")};
   }
@@ -118,7 +119,72 @@ class PlotTest : public testing::Test {
                {"question", std::string("Who?")},
                {"axes", Texts{"seed"}}}}});
   }
-  void WriteRun(const std::string& path, const Texts& pattern, double accuracy) const {
+
+  // One cell of a study of recall: its accuracies at 4 and 8, none where it is not done.
+  struct RecallCell {
+    std::string variant;
+    double lr;
+    int64_t seed;
+    Numbers accuracy;
+    std::string state = "done";
+  };
+  void WriteRecall(const std::string& path, const std::vector<RecallCell>& cells) const {
+    Integers index, seeds, parameters, cell, step, tokens, difficulty, labels;
+    Texts variants, cases, run_ids, states, name;
+    Numbers lrs, accuracy, nll, chance, loss;
+    for (size_t i = 0; i < cells.size(); ++i) {
+      const RecallCell& c = cells[i];
+      index.push_back(static_cast<int64_t>(i)), variants.push_back(c.variant), cases.push_back("");
+      lrs.push_back(c.lr), seeds.push_back(c.seed), run_ids.push_back("run" + std::to_string(i));
+      states.push_back(c.state), parameters.push_back(1000);
+      for (size_t d = 0; d < c.accuracy.size(); ++d) {
+        cell.push_back(static_cast<int64_t>(i)), step.push_back(10), tokens.push_back(640);
+        name.push_back("recall"), difficulty.push_back(d == 0 ? 4 : 8);
+        accuracy.push_back(c.accuracy[d]), nll.push_back(1), labels.push_back(100);
+        chance.push_back(0.25), loss.push_back(1);
+      }
+    }
+    WriteH5(root_ + "/" + path,
+            {{"/cells",
+              {{"cell", "1", index},
+               {"variant", "1", variants},
+               {"case", "1", cases},
+               {"optim.lr", "1", lrs},
+               {"seed", "1", seeds},
+               {"run_id", "1", run_ids},
+               {"state", "1", states},
+               {"parameters", "1", parameters}}},
+             {"/eval",
+              {{"cell", "1", cell},
+               {"step", "step", step},
+               {"tokens", "token", tokens},
+               {"name", "1", name},
+               {"difficulty", "1", difficulty},
+               {"accuracy", "1", accuracy},
+               {"nll", "nat/label", nll},
+               {"labels", "label", labels},
+               {"chance", "1", chance}}},
+             {"/train",
+              {{"cell", "1", cell},
+               {"step", "step", step},
+               {"tokens", "token", tokens},
+               {"loss", "nat/label", loss}}}},
+            {{"/",
+              {{"format", std::string("weft-sweep")},
+               {"study", std::string("recall")},
+               {"axes", Texts{"optim.lr", "seed"}}}}});
+  }
+  // Seed 1 is best at lr 0.01, the others at 0.001; at 0.001 two pass at 4 and one at 8.
+  void WriteSearch(const std::string& path) const {
+    WriteRecall(path, {{"rnn", 0.001, 0, {1, 0.5}},
+                       {"rnn", 0.001, 1, {0.5, 0.25}},
+                       {"rnn", 0.001, 2, {0.99, 0.99}},
+                       {"rnn", 0.01, 0, {1, 0.25}},
+                       {"rnn", 0.01, 1, {0.75, 0.75}},
+                       {"rnn", 0.01, 2, {0.5, 0.5}}});
+  }
+  void WriteRun(const std::string& path, const Texts& pattern, double accuracy, int64_t seed = 0,
+                double lr = 0.001) const {
     fs::create_directories(fs::path(root_ + "/" + path).parent_path());
     WriteH5(root_ + "/" + path,
             {{"/train",
@@ -134,7 +200,7 @@ class PlotTest : public testing::Test {
                {"labels", "label", Integers{8}},
                {"chance", "1", Numbers{0.25}}}}},
             {{"/", {{"format", std::string("weft-run")}}},
-             {"/settings", {{"model.pattern", pattern}, {"seed", int64_t{0}}}}});
+             {"/settings", {{"model.pattern", pattern}, {"optim.lr", lr}, {"seed", seed}}}});
   }
 
   Scratch scratch_;
@@ -145,23 +211,54 @@ TEST_F(PlotTest, ASweepBecomesFiguresAndTheTableOfItsLastEvaluations) {
   WriteSweep("sweep.h5");
   const Output output = Call(". --table");
   EXPECT_EQ(output.exit_code, 0) << output.err;
-  EXPECT_EQ(output.out,
-            "recall, accuracy at      2      4      8\n"
-            "  rnn                0.450  0.200  0.075\n"
-            "  attention          0.450  0.200  0.075\n"
-            "  chance             0.050  0.050  0.050\n"
-            "\n"
-            "state tracking, accuracy at      2      4      8\n"
-            "  rnn                        0.450  0.200  0.075\n"
-            "  attention                  0.450  0.200  0.075\n"
-            "  chance                     0.050  0.050  0.050\n"
-            "\n"
-            "text, held out  bits/byte\n"
-            "  rnn               2.500\n"
-            "  attention         2.500\n");
+  EXPECT_EQ(
+      output.out,
+      "recall, accuracy at     seeds  pass rate  95 % interval  median        range  best run  "
+      "chance\n"
+      "  rnn                2      2      0.000    0.000-0.658   0.450  0.400-0.500     0.500   "
+      "0.050\n"
+      "  rnn                4      2      0.000    0.000-0.658   0.200  0.150-0.250     0.250   "
+      "0.050\n"
+      "  rnn                8      2      0.000    0.000-0.658   0.075  0.025-0.125     0.125   "
+      "0.050\n"
+      "  attention          2      2      0.000    0.000-0.658   0.450  0.400-0.500     0.500   "
+      "0.050\n"
+      "  attention          4      2      0.000    0.000-0.658   0.200  0.150-0.250     0.250   "
+      "0.050\n"
+      "  attention          8      2      0.000    0.000-0.658   0.075  0.025-0.125     0.125   "
+      "0.050\n"
+      "\n"
+      "state tracking, accuracy at     seeds  pass rate  95 % interval  median        range  best "
+      "run  "
+      "chance\n"
+      "  rnn                        2      2      0.000    0.000-0.658   0.450  0.400-0.500     "
+      "0.500   "
+      "0.050\n"
+      "  rnn                        4      2      0.000    0.000-0.658   0.200  0.150-0.250     "
+      "0.250   "
+      "0.050\n"
+      "  rnn                        8      2      0.000    0.000-0.658   0.075  0.025-0.125     "
+      "0.125   "
+      "0.050\n"
+      "  attention                  2      2      0.000    0.000-0.658   0.450  0.400-0.500     "
+      "0.500   "
+      "0.050\n"
+      "  attention                  4      2      0.000    0.000-0.658   0.200  0.150-0.250     "
+      "0.250   "
+      "0.050\n"
+      "  attention                  8      2      0.000    0.000-0.658   0.075  0.025-0.125     "
+      "0.125   "
+      "0.050\n"
+      "\n"
+      "text, held out  bits/byte\n"
+      "  rnn               2.500\n"
+      "  attention         2.500\n"
+      "\n"
+      "A seed passes with an accuracy of at least 0.99, a diverged one does not; intervals are "
+      "Wilson's; the best run is the most accurate at the greatest difficulty.\n");
   EXPECT_EQ(output.err, "accuracy.png\naccuracy.svg\nloss.png\nloss.svg\n");
   ExpectImages(".", "accuracy",
-               {"recall", "state tracking", "rnn", "attention", "chance", "accuracy"});
+               {"recall", "state tracking", "rnn", "attention", "best run", "chance", "accuracy"});
   ExpectImages(".", "loss", {"text", "bits per byte", "tokens", "held out"});
 }
 
@@ -182,13 +279,165 @@ TEST_F(PlotTest, RunsWithoutASweepFileAreNamedByTheirPattern) {
   WriteRun("study/0/run.h5", {"attention"}, 0.75);
   WriteRun("study/1/run.h5", {"gated_delta", "gated_delta", "attention"}, 1);
   EXPECT_EQ(Call("study --table").out,
-            "recall, accuracy at              4\n"
+            "recall, 1 seed, accuracy at      4\n"
             "  attention                  0.750\n"
             "  2 gated_delta + attention  1.000\n"
             "  chance                     0.250\n");
   EXPECT_EQ(Call("study/0 --table").out,
-            "recall, accuracy at      4\n  attention          0.750\n  chance             0.250\n");
+            "recall, 1 seed, accuracy at      4\n"
+            "  attention                  0.750\n"
+            "  chance                     0.250\n");
   ExpectImages("study/0", "accuracy", {"recall"});
+  ExpectRefused("study --best-over=optim.lr",
+                {"study: is no sweep and has no axis optim.lr to choose the best over"});
+}
+
+TEST_F(PlotTest, RunsAreSeedsOfEachOtherOnlyWhereNothingElseDiffers) {
+  WriteRun("study/0/run.h5", {"attention"}, 0.5, 0, 0.001);
+  WriteRun("study/1/run.h5", {"attention"}, 1, 1, 0.001);
+  WriteRun("study/2/run.h5", {"attention"}, 0.75, 0, 0.01);
+  WriteRun("study/3/run.h5", {"attention"}, 0.75, 0, 0.01);  // a copy
+  const Json rows = Json::parse(Call("study --json").out)["accuracy"];
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0]["series"], "attention lr=0.001");
+  EXPECT_EQ(rows[0]["evidence"]["4"]["seeds"], 2);
+  EXPECT_EQ(rows[0]["evidence"]["4"]["passed"], 1);
+  EXPECT_EQ(rows[1]["series"], "attention lr=0.01");
+  EXPECT_EQ(rows[1]["evidence"]["4"]["seeds"], 1);
+}
+
+// Both ends solve (passed/n - x)^2 = z^2 x(1 - x)/n on either side of the rate, which is how Wilson
+// (1927) defines them; the figures are from the closed form with z = 1.959964.
+TEST_F(PlotTest, PassRatesHaveWilsonsInterval) {
+  struct Known {
+    int64_t passed, n;
+    double low, high;
+  };
+  for (const auto& [passed, n, low, high] :
+       {Known{0, 1, 0, 0.793450685}, Known{1, 1, 0.206549315, 1}, Known{0, 3, 0, 0.561497032},
+        Known{3, 3, 0.438502968, 1}, Known{5, 10, 0.236593091, 0.763406909}}) {
+    std::vector<RecallCell> cells;
+    for (int64_t seed = 0; seed < n; ++seed)
+      cells.push_back({"rnn", 0.001, seed, {seed < passed ? 1 : 0.9899}});
+    WriteRecall("sweep.h5", cells);
+    const Json row = Json::parse(Call("sweep.h5 --json").out)["accuracy"][0]["evidence"]["4"];
+    EXPECT_EQ(row["seeds"], n);
+    EXPECT_EQ(row["passed"], passed);
+    const double rate = static_cast<double>(passed) / static_cast<double>(n);
+    EXPECT_DOUBLE_EQ(row["pass_rate"], rate);
+    EXPECT_NEAR(row["pass_low"], low, 1e-9);
+    EXPECT_NEAR(row["pass_high"], high, 1e-9);
+    EXPECT_TRUE(passed > 0 || row["pass_low"] == 0.0);
+    EXPECT_TRUE(passed < n || row["pass_high"] == 1.0);
+    for (const char* end : {"pass_low", "pass_high"}) {
+      const double x = row[end], z = 1.959963984540054;
+      EXPECT_NEAR((rate - x) * (rate - x), z * z * x * (1 - x) / static_cast<double>(n), 1e-14);
+    }
+  }
+}
+
+constexpr const char* kHead =
+    "recall, accuracy at     seeds  pass rate  95 % interval  median        range  best run  "
+    "chance\n";
+constexpr const char* kNote =
+    "\nA seed passes with an accuracy of at least 0.99, a diverged one does not; intervals are "
+    "Wilson's; the best run is the most accurate at the greatest difficulty.\n";
+
+TEST_F(PlotTest, EveryValueOfASearchedAxisIsShown) {
+  WriteSearch("sweep.h5");
+  EXPECT_EQ(Call("sweep.h5 --table").out, std::string(kHead) +
+                                              "  rnn lr=0.001       4      3      0.667    "
+                                              "0.208-0.939   0.990  0.500-1.000     0.990   "
+                                              "0.250\n"
+                                              "  rnn lr=0.001       8      3      0.333    "
+                                              "0.061-0.792   0.500  0.250-0.990     0.990   "
+                                              "0.250\n"
+                                              "  rnn lr=0.01        4      3      0.333    "
+                                              "0.061-0.792   0.750  0.500-1.000     0.750   "
+                                              "0.250\n"
+                                              "  rnn lr=0.01        8      3      0.000    "
+                                              "0.000-0.561   0.500  0.250-0.750     0.750   "
+                                              "0.250\n" +
+                                              kNote);
+  const Json rows = Json::parse(Call("sweep.h5 --json --pass=0.75").out)["accuracy"];
+  EXPECT_EQ(rows[1]["evidence"]["4"]["passed"], 2);
+  EXPECT_EQ(rows[1]["evidence"]["8"]["passed"], 1);
+}
+
+TEST_F(PlotTest, TheBestOverAnAxisIsChosenPerSeedAndSaysSo) {
+  WriteSearch("sweep.h5");
+  EXPECT_EQ(
+      Call("sweep.h5 --table --best-over=optim.lr").out,
+      std::string(kHead) +
+          "  rnn                4      3      0.667    0.208-0.939   0.990  0.750-1.000     0.990  "
+          " "
+          "0.250\n"
+          "  rnn                8      3      0.333    0.061-0.792   0.750  0.500-0.990     0.990  "
+          " "
+          "0.250\n" +
+          kNote +
+          "Shown is each seed with its best optim.lr, chosen on this evaluation: rates and medians "
+          "are optimistic.\n");
+  for (const char* figure : {"accuracy", "loss"})
+    ExpectImages(".", figure, {"each seed with its best optim.lr, chosen on this evaluation"});
+  ExpectRefused("sweep.h5 --best-over=optim.beta2",
+                {"sweep.h5: has no axis optim.beta2", "it has optim.lr"});
+  ExpectRefused("sweep.h5 --best-over=seed", {"sweep.h5: has no axis seed"});
+  for (const char* bar : {"0", "1.01", "nan", "all"}) {
+    const Output refused = Call(std::string("sweep.h5 --pass=") + bar);
+    EXPECT_EQ(refused.exit_code, 2);
+    EXPECT_NE(refused.err.find(Cat("is ", bar, ", expected an accuracy in (0, 1]")),
+              std::string::npos)
+        << refused.err;
+  }
+}
+
+TEST_F(PlotTest, ADivergedSeedDidNotPassAndAQueuedOneDoesNotCount) {
+  WriteRecall("sweep.h5", {{"rnn", 0.001, 0, {1, 1}},
+                           {"rnn", 0.001, 1, {}, "diverged"},
+                           {"rnn", 0.001, 2, {}, "queued"},
+                           {"attention", 0.001, 0, {}, "diverged"}});
+  EXPECT_EQ(Call("sweep.h5 --table").out, std::string(kHead) +
+                                              "  rnn                4      2      0.500    "
+                                              "0.095-0.905   1.000  1.000-1.000     1.000   "
+                                              "0.250\n"
+                                              "  rnn                8      2      0.500    "
+                                              "0.095-0.905   1.000  1.000-1.000     1.000   "
+                                              "0.250\n"
+                                              "  attention          4      1      0.000    "
+                                              "0.000-0.793       -            -         -   "
+                                              "0.250\n"
+                                              "  attention          8      1      0.000    "
+                                              "0.000-0.793       -            -         -   "
+                                              "0.250\n" +
+                                              kNote +
+                                              "3 of 4 cells are not done: 2 diverged, 1 queued.\n");
+  // A seed whose other learning rate did well has its result.
+  WriteRecall("search.h5", {{"rnn", 0.001, 0, {1, 1}},
+                            {"rnn", 0.01, 0, {}, "diverged"},
+                            {"rnn", 0.001, 1, {}, "diverged"},
+                            {"rnn", 0.01, 1, {}, "diverged"}});
+  const Json row = Json::parse(Call("search.h5 --json --best-over=optim.lr").out)["accuracy"][0];
+  EXPECT_EQ(row["evidence"]["8"]["seeds"], 2);
+  EXPECT_EQ(row["evidence"]["8"]["passed"], 1);
+}
+
+TEST_F(PlotTest, AReportHasTheSameEvidence) {
+  WriteSearch("sweep.h5");
+  const Output output = Call(". --best-over=optim.lr", "weft-report");
+  ASSERT_EQ(output.exit_code, 0) << output.err;
+  const std::string page = ReadFile(root_ + "/report.html");
+  for (const char* part :
+       {"<th>pass rate</th><th>pass low</th><th>pass high</th><th>median</th>",
+        "<td title=\"0.75\">",
+        "median and range over seeds, each seed with its best optim.lr, chosen on this evaluation.",
+        "intervals are Wilson&#x27;s", "rates and medians are optimistic"}) {
+    EXPECT_NE(page.find(part), std::string::npos) << part;
+  }
+  const std::string high = Json::parse(Call("sweep.h5 --json --best-over=optim.lr")
+                                           .out)["accuracy"][0]["evidence"]["8"]["pass_high"]
+                               .dump();
+  EXPECT_NE(page.find("<td title=\"" + high.substr(0, 14)), std::string::npos) << high;
 }
 
 TEST_F(PlotTest, BrokenOrMissingFilesAreOneLine) {
