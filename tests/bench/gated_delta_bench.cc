@@ -40,8 +40,7 @@ void GatedDelta(benchmark::State& state, Shape s, bool normalise, bool backward)
   ShortConvBwd norm;
   norm.fwd.silu = false, norm.fwd.norm_channels = 2 * H * K, norm.fwd.norm_group = K;
   norm.fwd.x = FillNormal(stream, make("x", {B, T, 2 * H * K}));
-  norm.fwd.w =
-      FillNormal(stream, make("w", {2 * H * K, 1}, DType::kF32), [](double) { return 1.0; });
+  norm.fwd.w = FillNormal(stream, make("w", {2 * H * K, 1}), [](double) { return 1.0; });
   norm.fwd.y = make("qk", {B, T, 2 * H * K});
   norm.fwd.rstd = make("rstd", {B, T, 2 * H}, DType::kF32);
   norm.dy = make("dqk", {B, T, 2 * H * K});

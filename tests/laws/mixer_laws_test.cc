@@ -274,7 +274,7 @@ TEST(ModelLaw, GradientsAreDerivatives) {
   ModelConfig config;
   config.d_model = 8, config.layers = 4, config.d_ff = 12, config.vocab = 11, config.init_std = 0.3;
   using enum ModelConfig::Recompute;
-  for (const auto [tied, recompute] :
+  for (const auto& [tied, recompute] :
        {std::pair{false, kNone}, {true, kNone}, {false, kHidden}, {true, kBlock}}) {
     config.tied = tied, config.recompute = recompute;
     config.pattern = {"gated_delta", "attention-post", "attention", "identity"};
