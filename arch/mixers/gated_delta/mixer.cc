@@ -191,9 +191,10 @@ MixerSpec Spec_gated_delta() {
   return {"gated_delta",
           "Gated DeltaNet: linear recurrence with a matrix state, delta rule and scalar decay",
           [] { return std::unique_ptr<MixerConfig>(std::make_unique<GatedDeltaConfig>()); },
-          "d (2 k + 2 v + 2 H) + c (2 k + v) + 2 H + V + v d; 2 (d (2 k + 2 v + 2 H) + c (2 k + v) + 3 "
-          "H K V + v d), the recurrence token by token; H K V + (c - 1) (2 k + v); H heads, K "
-          "key_dim, V value_dim, k = H K, v = H V, c conv_width; without gate d v less"};
+          "d (2 k + 2 v + 2 H) + c (2 k + v) + 2 H + V + v d; 2 (d R + c (2 k + v) + 3 H K V + v d), the "
+          "recurrence token by token; H K V + (c - 1) (2 k + v); H heads, K key_dim, V value_dim, k = H K, "
+          "v = H V, c conv_width, R = 2 k + 2 v + 2 H rounded up to a multiple of 8, from 1024 on of 64, "
+          "as the product is computed; without gate d v less"};
 }
 
 }  // namespace weft
