@@ -22,10 +22,10 @@ class Answers {
     reference_ = static_cast<size_t>(found - names.begin());
   }
 
-  // A cell of quantity(laws).
-  TableCell Of(Style style, const Quantity& quantity) const {
-    TableCell cell(style, quantity(ensemble_.laws));
-    if (!ensemble_.draws.empty()) cell.interval = IntervalOf(ensemble_, asked_.level, quantity);
+  // A cell of statistic(laws).
+  TableCell Of(Style style, const Statistic& statistic) const {
+    TableCell cell(style, statistic(ensemble_.laws));
+    if (!ensemble_.draws.empty()) cell.interval = IntervalOf(ensemble_, asked_.level, statistic);
     return cell;
   }
   // Adds one row per architecture: `fixed`, its name, and what `more` adds. Comparisons with the

@@ -154,9 +154,9 @@ Interval IntervalOf(std::vector<double> values, double level) {
   return out;
 }
 
-Interval IntervalOf(const Ensemble& ensemble, double level, const Quantity& quantity) {
+Interval IntervalOf(const Ensemble& ensemble, double level, const Statistic& statistic) {
   std::vector<double> values;
-  for (const std::vector<Law>& laws : ensemble.draws) values.push_back(quantity(laws));
+  for (const std::vector<Law>& laws : ensemble.draws) values.push_back(statistic(laws));
   return IntervalOf(std::move(values), level);
 }
 

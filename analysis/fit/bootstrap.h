@@ -62,7 +62,7 @@ struct Interval {
 };
 // Quantiles (1 -+ level) / 2 of values, interpolated linearly; NaN without values.
 Interval IntervalOf(std::vector<double> values, double level);
-using Quantity = std::function<double(std::span<const Law>)>;
-Interval IntervalOf(const Ensemble& ensemble, double level, const Quantity& quantity);
+using Statistic = std::function<double(std::span<const Law>)>;
+Interval IntervalOf(const Ensemble& ensemble, double level, const Statistic& statistic);
 
 }  // namespace weft

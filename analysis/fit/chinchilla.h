@@ -1,9 +1,10 @@
 #pragma once
 // Approach 3 of Hoffmann et al. 2022: the law that minimises
 //
-//   f = sum_i w_i Huber_delta(ln L(N_i, D_i) - ln L_i),   Huber_delta(r) = r^2 / 2        |r| <=
-//   delta
-//                                                                          delta (|r| - delta / 2)
+//   f = sum_i w_i Huber_delta(ln L(N_i, D_i) - ln L_i)
+//   Huber_delta(r) = r^2 / 2                   |r| <= delta
+//                    delta (|r| - delta / 2)   otherwise
+//
 // over E, A, B >= 0 and the exponents in [kLeastExponent, kGreatestExponent].
 //
 // Method. ln N and ln D are centred and f is divided by delta^2, without which solvers stop early

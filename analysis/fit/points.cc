@@ -259,14 +259,13 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
                        " seed=", point.seed, ")");
   }
 
-  const std::vector<double> cell = eval.Numbers("cell"), step = eval.Numbers("step"),
-                            tokens = eval.Numbers("tokens"), nll = eval.Numbers("nll"),
-                            labels = eval.Numbers("labels"), decayed = eval.Numbers("decayed");
+  const std::vector<double> cell = eval.Numbers("cell"), tokens = eval.Numbers("tokens"),
+                            nll = eval.Numbers("nll"), labels = eval.Numbers("labels"),
+                            decayed = eval.Numbers("decayed");
   const auto names = texts(eval, "name");
   std::set<std::string> known_names(names.begin(), names.end());
-  // Of a cell, its rows of /eval: those of decayed weights, where the schedule decays at several
-  // token counts, or else the last.
-  std::map<size_t, std::vector<size_t>> finals;
+  std::map<size_t, std::vector<size_t>>
+      finals;  // of a cell, its rows of /eval with decayed weights
   for (size_t r = 0; r < cell.size(); ++r) {
     if (names[r] != options.evaluation) continue;
     const auto i = static_cast<size_t>(cell[r]);
@@ -274,12 +273,7 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
       Fail(ExitCode::kData, path, ": /eval names cell ", cell[r], ", but /cells has ",
            templates.size(), " rows");
     }
-    std::vector<size_t>& rows = finals[i];
-    const bool are_decayed = !rows.empty() && decayed[rows.front()] != 0;
-    if (decayed[r] != 0 && are_decayed)
-      rows.push_back(r);
-    else if (decayed[r] != 0 || (!are_decayed && (rows.empty() || step[r] >= step[rows.front()])))
-      rows = {r};
+    if (decayed[r] != 0) finals[i].push_back(r);
     if (states[i] != "done" || !(tokens[r] > 0) || !(nll[r] > 0) || !std::isfinite(nll[r]))
       continue;
     Point point = templates[i];

@@ -3,8 +3,9 @@
 //
 // A CSV file has a heading. Columns: n, loss and d or flops (then D = flops / (6 N)) must be there;
 // architecture, seed, size, unique (unique tokens) and flops may be. Other columns are ignored.
-// A sweep is sweep.h5 or its directory: one point per finished cell, from the last evaluation on
-// held-out text; the variant is the architecture, case and axes other than the seed are the size.
+// A sweep is sweep.h5 or its directory: of every finished cell, a point for each evaluation of
+// decayed weights on held-out text, at the end of the run and of each period of its schedule. The
+// variant is the architecture, case and axes other than the seed are the size.
 //
 // Errors: ExitCode::kData, naming file, line and column, for what is missing, no number, not
 // finite, not positive, or there twice; kUsage for a column or count that does not exist.

@@ -23,7 +23,7 @@
 
 #include <algorithm>
 
-#include "synth-tasks/core/distribution.h"
+#include "synth-tasks/core/probabilities.h"
 #include "synth-tasks/core/expression.h"
 #include "synth-tasks/core/generator.h"
 
@@ -105,9 +105,9 @@ class Formula : public GeneratedTask {
   double ChanceOf(int64_t n) const override {
     if (boolean_) return 0.5;
     const auto count = static_cast<size_t>(n);
-    std::vector<Distribution> of_leaves(count + 1, Distribution(values_, 1.0 / values_));
+    std::vector<Probabilities> of_leaves(count + 1, Probabilities(values_, 1.0 / values_));
     for (size_t leaves = 2; leaves <= count; ++leaves) {
-      Distribution values(values_);
+      Probabilities values(values_);
       for (size_t left = 1; left < leaves; ++left) {
         for (uint32_t op = 0; op < operators_; ++op) {
           Add(values,

@@ -23,7 +23,7 @@
 
 #include <algorithm>
 
-#include "synth-tasks/core/distribution.h"
+#include "synth-tasks/core/probabilities.h"
 #include "synth-tasks/core/expression.h"
 #include "synth-tasks/core/generator.h"
 
@@ -126,19 +126,19 @@ class ModularArithmetic : public GeneratedTask {
   }
 
   double ChanceOf(int64_t n) const override {
-    const Distribution uniform(modulus_, 1.0 / modulus_);
-    const Distribution values =
+    const Probabilities uniform(modulus_, 1.0 / modulus_);
+    const Probabilities values =
         brackets_ ? BracketedValues(uniform, static_cast<size_t>(n)) : PlainValues(uniform, n | 1);
     return std::ranges::max(values);
   }
 
   // Follows the joint distribution of the sum that is complete and of the product, with its sign,
   // that may still grow.
-  Distribution PlainValues(const Distribution& uniform, int64_t n) const {
-    std::vector<Distribution> now(modulus_, Distribution(modulus_));  // [sum][product]
+  Probabilities PlainValues(const Probabilities& uniform, int64_t n) const {
+    std::vector<Probabilities> now(modulus_, Probabilities(modulus_));  // [sum][product]
     now[0] = uniform;
     for (int64_t i = 1; i + 1 < n; i += 2) {
-      std::vector<Distribution> next(modulus_, Distribution(modulus_));
+      std::vector<Probabilities> next(modulus_, Probabilities(modulus_));
       for (uint32_t sum = 0; sum < modulus_; ++sum) {
         for (uint32_t product = 0; product < modulus_; ++product) {
           const double share = now[sum][product] / (operators_ * modulus_);
@@ -152,7 +152,7 @@ class ModularArithmetic : public GeneratedTask {
       }
       now = std::move(next);
     }
-    Distribution values(modulus_);
+    Probabilities values(modulus_);
     for (uint32_t sum = 0; sum < modulus_; ++sum) {
       for (uint32_t product = 0; product < modulus_; ++product) {
         values[Apply(0, sum, product)] += now[sum][product];
@@ -161,10 +161,10 @@ class ModularArithmetic : public GeneratedTask {
     return values;
   }
 
-  Distribution BracketedValues(const Distribution& uniform, size_t n) const {
-    std::vector<Distribution> of_length(n + 1, uniform);  // up to 4 symbols: one digit
+  Probabilities BracketedValues(const Probabilities& uniform, size_t n) const {
+    std::vector<Probabilities> of_length(n + 1, uniform);  // up to 4 symbols: one digit
     for (size_t length = 5; length <= n; ++length) {
-      Distribution values(modulus_);
+      Probabilities values(modulus_);
       for (size_t left = 1; left + 4 <= length; ++left) {
         for (uint32_t op = 0; op < operators_; ++op) {
           Add(values,

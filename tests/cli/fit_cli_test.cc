@@ -14,6 +14,7 @@
 #include "kernels/base/check.h"
 #include "tests/cli/shell.h"
 #include "tests/process.h"
+#include "tests/table_rows.h"
 
 namespace weft {
 namespace {
@@ -295,7 +296,6 @@ TEST(FitCli, OtherFormsAreFitted) {
 
 // Sweeps
 
-using Integers = std::vector<int64_t>;
 using Numbers = std::vector<double>;
 using Texts = std::vector<std::string>;
 
@@ -306,68 +306,51 @@ struct Cell {
   double factor = 1;  // on the loss of the last evaluation
   int64_t seen = 0;   // tokens at the last evaluation; 0 = all
   int64_t labels = 4096;
-  bool decays = false;  // before every evaluation
+  bool decays = false;  // before every evaluation, not only the last
 };
 
 // sweep.h5 as weft sweep collect writes it, two evaluations and losses per cell.
 void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
-  Integers index, seed, exit_code, n, body, tokens, cell, step, at, decayed, difficulty, labels;
-  Texts variant, case_name, run_id, state, eval_variant, eval_case, name;
-  Numbers nll, accuracy, chance, flops, seconds, train_loss;
+  TableRows of_cells("/cells"), eval("/eval"), train("/train");
   for (size_t i = 0; i < cells.size(); ++i) {
     const Cell& c = cells[i];
-    index.push_back(static_cast<int64_t>(i));
-    variant.push_back(c.variant), case_name.push_back("");
-    seed.push_back(c.seed), run_id.push_back(Cat("run", i)), state.push_back(c.state);
-    exit_code.push_back(c.state == "done" ? 0 : c.state == "queued" ? -1 : 1);
-    n.push_back(c.n), body.push_back(c.n / 2), tokens.push_back(c.tokens);
-    flops.push_back(2 * static_cast<double>(c.n)), seconds.push_back(10);
+    const auto index = static_cast<int64_t>(i);
+    of_cells.Add({{"cell", index},
+                  {"variant", c.variant},
+                  {"case", ""},
+                  {"seed", c.seed},
+                  {"run_id", Cat("run", i)},
+                  {"state", c.state},
+                  {"exit_code", c.state == "done"     ? 0
+                                : c.state == "queued" ? -1
+                                                      : 1},
+                  {"parameters", c.n},
+                  {"body_parameters", c.n / 2},
+                  {"tokens", c.tokens},
+                  {"flops_per_token", 2 * static_cast<double>(c.n)},
+                  {"seconds", 10.0}});
     if (c.state == "queued") continue;
     for (int64_t half = 1; half <= 2; ++half) {
       const int64_t d = half == 1 ? c.tokens / 2 : c.seen > 0 ? c.seen : c.tokens;
-      cell.push_back(static_cast<int64_t>(i)), step.push_back(half), at.push_back(d);
-      decayed.push_back(c.decays);
-      eval_variant.push_back(c.variant), eval_case.push_back(""), name.push_back("text");
-      difficulty.push_back(0), labels.push_back(c.labels);
       const double B = c.variant == "gdn" ? 360 : 410;
-      nll.push_back(Loss(static_cast<double>(c.n), static_cast<double>(d), B) *
-                    (half == 2 ? c.factor : 1));
-      accuracy.push_back(0.5), chance.push_back(NAN);
-      train_loss.push_back(nll.back());
+      const double loss =
+          Loss(static_cast<double>(c.n), static_cast<double>(d), B) * (half == 2 ? c.factor : 1);
+      eval.Add({{"cell", index},
+                {"variant", c.variant},
+                {"case", ""},
+                {"step", half},
+                {"tokens", d},
+                {"decayed", half == 2 || c.decays ? 1 : 0},
+                {"name", "text"},
+                {"difficulty", 0},
+                {"accuracy", 0.5},
+                {"nll", loss},
+                {"labels", c.labels},
+                {"chance", NAN}});
+      train.Add({{"cell", index}, {"step", half}, {"tokens", d}, {"loss", loss}});
     }
   }
-  WriteH5(path,
-          {{"/cells",
-            {{"cell", "1", index},
-             {"variant", "1", variant},
-             {"case", "1", case_name},
-             {"seed", "1", seed},
-             {"run_id", "1", run_id},
-             {"state", "1", state},
-             {"exit_code", "1", exit_code},
-             {"parameters", "1", n},
-             {"body_parameters", "1", body},
-             {"tokens", "token", tokens},
-             {"flops_per_token", "FLOP/token", flops},
-             {"seconds", "s", seconds}}},
-           {"/eval",
-            {{"cell", "1", cell},
-             {"variant", "1", eval_variant},
-             {"case", "1", eval_case},
-             {"step", "step", step},
-             {"tokens", "token", at},
-             {"decayed", "1", decayed},
-             {"name", "1", name},
-             {"difficulty", "1", difficulty},
-             {"accuracy", "1", accuracy},
-             {"nll", "nat/label", nll},
-             {"labels", "label", labels},
-             {"chance", "1", chance}}},
-           {"/train",
-            {{"cell", "1", cell},
-             {"step", "step", step},
-             {"tokens", "token", at},
-             {"loss", "nat/label", train_loss}}}},
+  WriteH5(path, {of_cells.table(), eval.table(), train.table()},
           {{"/",
             {{"format", std::string("weft-sweep")},
              {"study", std::string("ladder")},

@@ -13,6 +13,7 @@
 #include "experiments/run/h5.h"
 #include "kernels/base/check.h"
 #include "tests/process.h"
+#include "tests/table_rows.h"
 
 namespace weft {
 namespace {
@@ -60,59 +61,40 @@ class PlotTest : public testing::Test {
   // Two variants, two tasks and text, two seeds: accuracy 1/difficulty of the first seed, 0.1 less
   // of the second.
   void WriteSweep(const std::string& path) const {
-    Integers cell, seed, step, tokens, difficulty, labels, index, seeds, train_cell, train_step,
-        train_tokens;
-    Texts variant, task, name, variants, cases;
-    Numbers accuracy, nll, chance, loss;
-    for (const char* v : {"rnn", "attention"}) {
-      for (const char* c : {"recall", "state_tracking", "text"}) {
-        for (const int64_t s : {0, 1}) {
-          const auto i = static_cast<int64_t>(variants.size());
-          index.push_back(i), variants.push_back(v), cases.push_back(c), seeds.push_back(s);
-          for (const int64_t at : {500, 1000}) {
-            for (const int64_t d : c == std::string("text") ? Integers{0} : Integers{2, 4, 8}) {
-              cell.push_back(i), variant.push_back(v), task.push_back(c), seed.push_back(s),
-                  step.push_back(at);
-              tokens.push_back(at * 64), name.push_back(c), difficulty.push_back(d),
-                  labels.push_back(100);
-              accuracy.push_back(at == 500 ? 0
-                                           : 1.0 / static_cast<double>(d == 0 ? 1 : d) -
-                                                 0.1 * static_cast<double>(s));
-              nll.push_back(std::log(2.0) * (at == 500 ? 9 : 2.5));
-              chance.push_back(c == std::string("text") ? std::nan("") : 0.05);
+    TableRows cells("/cells"), eval("/eval"), train("/train");
+    int64_t index = 0;
+    for (const char* variant : {"rnn", "attention"}) {
+      for (const std::string task : {"recall", "state_tracking", "text"}) {
+        for (int64_t seed = 0; seed < 2; ++seed, ++index) {
+          cells.Add({{"cell", index}, {"variant", variant}, {"case", task}, {"seed", seed}});
+          for (const int64_t step : {500, 1000}) {
+            for (const int64_t d : task == "text" ? Integers{0} : Integers{2, 4, 8}) {
+              const double accuracy = 1.0 / static_cast<double>(std::max<int64_t>(d, 1)) -
+                                      0.1 * static_cast<double>(seed);
+              eval.Add({{"cell", index},
+                        {"variant", variant},
+                        {"case", task},
+                        {"seed", seed},
+                        {"step", step},
+                        {"tokens", step * 64},
+                        {"name", task},
+                        {"difficulty", d},
+                        {"accuracy", step == 500 ? 0.0 : accuracy},
+                        {"nll", std::log(2.0) * (step == 500 ? 9 : 2.5)},
+                        {"labels", 100},
+                        {"chance", task == "text" ? std::nan("") : 0.05}});
             }
           }
-          for (int64_t at = 1; at <= 1000; ++at) {
-            train_cell.push_back(i), train_step.push_back(at), train_tokens.push_back(at * 64);
-            loss.push_back(4 / std::sqrt(static_cast<double>(at)));
+          for (int64_t step = 1; step <= 1000; ++step) {
+            train.Add({{"cell", index},
+                       {"step", step},
+                       {"tokens", step * 64},
+                       {"loss", 4 / std::sqrt(static_cast<double>(step))}});
           }
         }
       }
     }
-    WriteH5(root_ + "/" + path,
-            {{"/cells",
-              {{"cell", "1", index},
-               {"variant", "1", variants},
-               {"case", "1", cases},
-               {"seed", "1", seeds}}},
-             {"/eval",
-              {{"cell", "1", cell},
-               {"variant", "1", variant},
-               {"case", "1", task},
-               {"seed", "1", seed},
-               {"step", "step", step},
-               {"tokens", "token", tokens},
-               {"name", "1", name},
-               {"difficulty", "1", difficulty},
-               {"accuracy", "1", accuracy},
-               {"nll", "nat/label", nll},
-               {"labels", "label", labels},
-               {"chance", "1", chance}}},
-             {"/train",
-              {{"cell", "1", train_cell},
-               {"step", "step", train_step},
-               {"tokens", "token", train_tokens},
-               {"loss", "nat/label", loss}}}},
+    WriteH5(root_ + "/" + path, {cells.table(), eval.table(), train.table()},
             {{"/",
               {{"format", std::string("weft-sweep")},
                {"study", std::string("tour")},
@@ -129,46 +111,32 @@ class PlotTest : public testing::Test {
     std::string state = "done";
   };
   void WriteRecall(const std::string& path, const std::vector<RecallCell>& cells) const {
-    Integers index, seeds, parameters, cell, step, tokens, difficulty, labels;
-    Texts variants, cases, run_ids, states, name;
-    Numbers lrs, accuracy, nll, chance, loss;
+    TableRows of_cells("/cells"), eval("/eval"), train("/train");
     for (size_t i = 0; i < cells.size(); ++i) {
       const RecallCell& c = cells[i];
-      index.push_back(static_cast<int64_t>(i)), variants.push_back(c.variant), cases.push_back("");
-      lrs.push_back(c.lr), seeds.push_back(c.seed), run_ids.push_back("run" + std::to_string(i));
-      states.push_back(c.state), parameters.push_back(1000);
+      const auto index = static_cast<int64_t>(i);
+      of_cells.Add({{"cell", index},
+                    {"variant", c.variant},
+                    {"case", ""},
+                    {"optim.lr", c.lr},
+                    {"seed", c.seed},
+                    {"run_id", "run" + std::to_string(i)},
+                    {"state", c.state},
+                    {"parameters", 1000}});
       for (size_t d = 0; d < c.accuracy.size(); ++d) {
-        cell.push_back(static_cast<int64_t>(i)), step.push_back(10), tokens.push_back(640);
-        name.push_back("recall"), difficulty.push_back(d == 0 ? 4 : 8);
-        accuracy.push_back(c.accuracy[d]), nll.push_back(1), labels.push_back(100);
-        chance.push_back(0.25), loss.push_back(1);
+        eval.Add({{"cell", index},
+                  {"step", 10},
+                  {"tokens", 640},
+                  {"name", "recall"},
+                  {"difficulty", d == 0 ? 4 : 8},
+                  {"accuracy", c.accuracy[d]},
+                  {"nll", 1.0},
+                  {"labels", 100},
+                  {"chance", 0.25}});
+        train.Add({{"cell", index}, {"step", 10}, {"tokens", 640}, {"loss", 1.0}});
       }
     }
-    WriteH5(root_ + "/" + path,
-            {{"/cells",
-              {{"cell", "1", index},
-               {"variant", "1", variants},
-               {"case", "1", cases},
-               {"optim.lr", "1", lrs},
-               {"seed", "1", seeds},
-               {"run_id", "1", run_ids},
-               {"state", "1", states},
-               {"parameters", "1", parameters}}},
-             {"/eval",
-              {{"cell", "1", cell},
-               {"step", "step", step},
-               {"tokens", "token", tokens},
-               {"name", "1", name},
-               {"difficulty", "1", difficulty},
-               {"accuracy", "1", accuracy},
-               {"nll", "nat/label", nll},
-               {"labels", "label", labels},
-               {"chance", "1", chance}}},
-             {"/train",
-              {{"cell", "1", cell},
-               {"step", "step", step},
-               {"tokens", "token", tokens},
-               {"loss", "nat/label", loss}}}},
+    WriteH5(root_ + "/" + path, {of_cells.table(), eval.table(), train.table()},
             {{"/",
               {{"format", std::string("weft-sweep")},
                {"study", std::string("recall")},
