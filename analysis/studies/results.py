@@ -16,8 +16,9 @@ class StudyError(Exception):
 class Results:
     """Evaluations and losses of several runs, as rows."""
 
-    def __init__(self, name, bar=0.99, best_over=()):
-        self.name = name
+    def __init__(self, path, bar=0.99, best_over=()):
+        self.path = path
+        self.name = (path if path.is_dir() else path.parent).resolve().name
         self.question = ""
         self.bar = bar              # accuracy from which a run passes
         self.best_over = best_over  # axes of which each seed keeps its best run
@@ -222,7 +223,7 @@ def read_whole(path, bar, best_over):
     if not path.exists():
         raise StudyError(f"{path}: there is no such file or directory")
     directory = path if path.is_dir() else path.parent
-    results = Results(directory.resolve().name, bar, best_over)
+    results = Results(path, bar, best_over)
     if path.is_file():
         with open_h5(path) as file:
             is_sweep = text(file.attrs.get("format", "")) == "weft-sweep"
@@ -240,6 +241,49 @@ def read_whole(path, bar, best_over):
     for run, (name, seed) in name_runs(runs).items():
         read_run(run, name, seed, results)
     return results, directory
+
+
+def merge(paths, out):
+    """One file of several sweeps with the same axes, such as more seeds of some sizes; a run that is in two counts once."""
+    import h5py
+    import numpy as np
+
+    tables, seen, rows = defaultdict(list), set(), 0
+    for path in paths:
+        with open_h5(path) as file:
+            attributes = dict(file.attrs)
+            axes = [text(a) for a in np.atleast_1d(file.attrs.get("axes", []))]
+            parts = {name: table(file, path, f"/{name}", ["cell"]) for name in ["cells", "eval", "train"]}
+        if path == paths[0]:
+            first = attributes | {"axes": axes}
+        if axes != first["axes"]:
+            raise StudyError(f"{path}: has the axes {', '.join(axes)}, {paths[0]} has {', '.join(first['axes'])}; one study needs the same")
+        runs = parts["cells"]["run_id"]
+        new = [i for i, run in enumerate(runs) if run not in seen]
+        seen.update(runs)
+        place = np.full(len(runs), -1)
+        place[new] = rows + np.arange(len(new))
+        rows += len(new)
+        for name, part in parts.items():
+            cell = place[part["cell"]]
+            tables[name].append({c: v[cell >= 0] for c, v in part.items()} | {"cell": cell[cell >= 0]})
+    with h5py.File(out, "w") as file:
+        file.attrs.update({k: v for k, v in first.items()})
+        for name, parts in tables.items():
+            columns = list(dict.fromkeys(c for part in parts for c in part))
+
+            def column(c):
+                kind = next(part[c].dtype for part in parts if c in part)
+                blank = np.nan if kind.kind == "f" else np.zeros((), kind)
+                return np.concatenate([part[c] if c in part else np.full(len(part["cell"]), blank, kind) for part in parts])
+
+            data = {c: column(c) for c in columns}
+            kinds = [(c, h5py.string_dtype("utf-8", v.dtype.itemsize) if v.dtype.kind == "S" else v.dtype) for c, v in data.items()]
+            whole = np.empty(len(data["cell"]), kinds)
+            for c, v in data.items():
+                whole[c] = v
+            file[name] = whole
+    return out
 
 
 def bar_of(value):
