@@ -136,10 +136,11 @@ def number(value):
 
 
 def match_rows(results):
-    """Counts of each variant beside those of the first, at equal axes other than the seed."""
+    """Counts of each variant beside those of the first, at each size: case and axes, as weft fit names it."""
     rows, first, seen = [], {}, set()
+    sized = [a for a in results.axes if a != "seed" and not a.startswith("optim.") and len({c[a] for c in results.cells}) > 1]
     for cell in results.cells:
-        size = " ".join([cell["case"], *(f"{a}={number(cell[a])}" for a in results.axes if a != "seed")]).strip()
+        size = " ".join([cell["case"], *(f"{a}={number(cell[a])}" for a in sized)]).strip()
         if (size, cell["variant"]) in seen:
             continue
         seen.add((size, cell["variant"]))

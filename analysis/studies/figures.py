@@ -303,14 +303,14 @@ def tokens_figure(laws):
     import numpy as np
 
     figure, axes = panels_for(laws.names)
-    sizes = laws.size_names()
+    sizes = list(dict.fromkeys(r["size"] for r in laws.rows))
     colour = dict(zip(sizes, shades(len(sizes))))
     for name, ax in axes.items():
         for size, n in sorted({(r["size"], r["n"]) for r in laws.rows if r["architecture"] == name}, key=lambda s: s[1]):
             mine = [r for r in laws.rows if (r["architecture"], r["size"], r["n"]) == (name, size, n)]
             d = np.geomspace(min(r["d"] for r in mine) / 1.5, max(r["d"] for r in mine) * 1.5, 60)
             ax.plot(d, laws.loss(name, n, d), color=colour[size], linewidth=1.1)
-            ax.plot([r["d"] for r in mine], [r["loss"] for r in mine], "o", color=colour[size], label=sizes[size] or f"{n:.3g}")
+            ax.plot([r["d"] for r in mine], [r["loss"] for r in mine], "o", color=colour[size], label=size or f"{n:.3g}")
         ax.set_xscale("log")
         ax.set_title(name or "all")
         ax.set_xlabel("D (tokens)")
@@ -326,11 +326,12 @@ def flops_figure(laws):
     setup_matplotlib()
     figure, (ax,) = grid_of(1)
     figure.set_size_inches(5.5, 3.8)
-    c = np.geomspace(min(r["flops"] for r in laws.rows), max(r["flops"] for r in laws.rows), 80)
+    flops = [6 * r["n"] * r["d"] for r in laws.rows]
+    c = np.geomspace(min(flops), max(flops), 80)
     for i, name in enumerate(laws.names):
         law, colour = laws.laws[name], COLOURS[i % len(COLOURS)]
         rows = [r for r in laws.rows if r["architecture"] == name]
-        ax.plot([r["flops"] for r in rows], [r["loss"] for r in rows], MARKERS[i % len(MARKERS)], color=colour,
+        ax.plot([6 * r["n"] * r["d"] for r in rows], [r["loss"] for r in rows], MARKERS[i % len(MARKERS)], color=colour,
                 alpha=0.5, markersize=3.5)
         if min(law["A"], law["B"]) > 0:
             a = law["beta"] / (law["alpha"] + law["beta"])

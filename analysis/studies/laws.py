@@ -66,12 +66,6 @@ class Laws:
             raise NoLaw(lines[-1].removeprefix("weft fit: "))
         return json.loads(done.stdout)
 
-    def size_names(self):
-        """{size: its name}, in the order of the file: what sets it apart from the others."""
-        words = {size: size.split() for size in dict.fromkeys(r["size"] for r in self.rows)}
-        shared = set.intersection(*map(set, words.values()))
-        return {size: " ".join(w for w in own if w not in shared) or size for size, own in words.items()}
-
     def loss(self, name, n, d):
         law = self.laws[name]
         return law["E"] + law["A"] / n ** law["alpha"] + law["B"] / d ** law["beta"]

@@ -98,8 +98,11 @@ def read_sweep(path, results):
         if axis not in axes or axis == "seed":
             raise StudyError(f"{path}: has no axis {axis} to choose the best over, it has "
                             f"{', '.join(a for a in axes if a != 'seed') or 'none'}")
-    # A line is one variant; other axes than the seed split it.
-    split = [a for a in axes if a != "seed" and a not in results.best_over and len(np.unique(cells[a])) > 1]
+    # A line is one variant; axes other than the seed split it where several of their values were tried.
+    tried = [i for i in range(len(cells["cell"])) if "state" not in cells or text(cells["state"][i]) != "queued"]
+    several = [a for a in axes if a != "seed" and len(np.unique(cells[a][tried])) > 1]
+    split = [a for a in several if a not in results.best_over]
+    results.best_over = [a for a in results.best_over if a in several]
     keys = []
     for i in range(len(cells["cell"])):
         name = text(cells["variant"][i])
