@@ -55,6 +55,17 @@ class Reader {
     return text->get();
   }
 
+  std::vector<std::string> Texts(const Entry& entry, const std::string& path,
+                                 const char* what) const {
+    const Setting::Value value = ValueOf(*entry.node, entry.where, path);
+    const auto* texts = std::get_if<std::vector<std::string>>(&value);
+    if (texts == nullptr) {
+      Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
+           ", expected a list of ", what);
+    }
+    return *texts;
+  }
+
   // [variants] or [cases].
   Choices NamedSettings(const Entry& section) const {
     Choices choices;
@@ -100,13 +111,7 @@ class Reader {
                  *entry.node->value<int64_t>() > 0) {
         match.multiple = *entry.node->value<int64_t>();
       } else if (entry.key == "variants") {
-        const Setting::Value value = ValueOf(*entry.node, entry.where, path);
-        const auto* names = std::get_if<std::vector<std::string>>(&value);
-        if (names == nullptr) {
-          Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
-               ", expected a list of variants");
-        }
-        match.variants = *names;
+        match.variants = Texts(entry, path, "variants");
       } else if (std::find(known.begin(), known.end(), entry.key) != known.end()) {
         Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
              ", expected a positive number");
@@ -283,6 +288,33 @@ void SetReferences(Sweep& sweep, const Choices& variants) {
   }
 }
 
+// The round of every cell: its choices of sweep.order as the digits of a number.
+void SetRounds(Sweep& sweep, const std::string& where, const Choices& variants,
+               const Choices& cases, const std::vector<Choices>& axes) {
+  std::vector<std::string> known = sweep.axes;
+  known.emplace_back("variant");
+  if (!cases.empty()) known.emplace_back("case");
+  for (const std::string& key : sweep.order) {
+    const auto at = std::find(known.begin(), known.end(), key);
+    if (at == known.end()) {
+      Fail(ExitCode::kUsage, where, ": order names \"", key,
+           "\", expected axes, \"case\" or \"variant\"; did you mean \"", NearestKey(key, known),
+           "\"?");
+    }
+    const auto axis = static_cast<size_t>(at - known.begin());
+    const bool is_axis = axis < axes.size();
+    const Choices& choices = is_axis ? axes[axis] : key == "variant" ? variants : cases;
+    for (Cell& cell : sweep.cells) {
+      const auto chosen = [&](const Choice& choice) {
+        return is_axis ? choice.settings.front().value == cell.axes[axis].value
+                       : choice.name == (key == "variant" ? cell.variant : cell.case_name);
+      };
+      const auto place = std::find_if(choices.begin(), choices.end(), chosen) - choices.begin();
+      cell.round = cell.round * static_cast<int64_t>(choices.size()) + place;
+    }
+  }
+}
+
 // "seed" of "seed", "lr" of "optim.lr"; the whole key where two axes end alike.
 std::string ShortKey(const std::string& key, const std::vector<std::string>& keys) {
   const auto last = [](const std::string& path) { return path.substr(path.rfind('.') + 1); };
@@ -295,7 +327,7 @@ std::string ShortKey(const std::string& key, const std::vector<std::string>& key
 
 Sweep ReadSweep(const std::string& path) {
   if (!fs::is_regular_file(path)) Fail(ExitCode::kUsage, path, ": there is no such sweep file");
-  Sweep sweep{path, ReadFile(path), "", "", "", {}, {}, {}};
+  Sweep sweep{path, ReadFile(path), "", "", "", {}, {}, {}, {}};
   toml::table file;
   try {
     file = toml::parse(sweep.text);
@@ -306,11 +338,11 @@ Sweep ReadSweep(const std::string& path) {
 
   const Reader reader(path);
   const std::vector<std::string> known = {"question", "base",  "study", "match",
-                                          "variants", "cases", "axes"};
+                                          "variants", "cases", "axes",  "order"};
   Choices variants, cases;
   std::vector<Choices> axes;
   sweep.study = fs::path(path).stem().string();
-  std::string study_at = path;
+  std::string study_at = path, order_at;
   for (const Entry& entry : reader.EntriesOf(file)) {
     if (entry.key == "question") {
       sweep.question = reader.Text(entry);
@@ -325,6 +357,8 @@ Sweep ReadSweep(const std::string& path) {
       cases = reader.NamedSettings(entry);
     } else if (entry.key == "axes") {
       axes = reader.Axes(entry);
+    } else if (entry.key == "order") {
+      sweep.order = reader.Texts(entry, entry.key, "axes"), order_at = entry.where;
     } else if (entry.key == "match") {
       sweep.match = reader.Match(entry);
     } else {
@@ -348,7 +382,7 @@ Sweep ReadSweep(const std::string& path) {
 
   for (const Choices& axis : axes) sweep.axes.push_back(axis.front().settings.front().path);
   for (const Choice& variant : variants)
-    sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings, {}});
+    sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings, 0, {}});
   const auto cross = [&sweep](const Choices& choices, const auto& extend) {
     std::vector<Cell> crossed;
     for (const Cell& cell : sweep.cells) {
@@ -377,6 +411,7 @@ Sweep ReadSweep(const std::string& path) {
     });
   }
   if (!sweep.match.where.empty()) SetReferences(sweep, variants);
+  SetRounds(sweep, order_at, variants, cases, axes);
   return sweep;
 }
 

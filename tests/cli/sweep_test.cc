@@ -313,6 +313,23 @@ TEST_F(SweepTest, CellsAreVariantsTimesCasesTimesAxesInTheOrderOfTheFile) {
   EXPECT_EQ(first[2].path, "train.steps");
 }
 
+TEST_F(SweepTest, CellsAreStartedInTheOrderThatTheSweepNames) {
+  Write("s.toml", std::string(kHead) + "order = [\"seed\", \"case\"]\n" + kVariants +
+                      "[cases]\nshort = { train.steps = 3 }\nlong = { train.steps = 9 }\n" +
+                      "[axes]\nseed = [1, 0]\n");
+  const Output run = Call("run s.toml --jobs 1");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  std::vector<size_t> places;
+  for (const char* name : {"/short/seed=1", "/long/seed=1", "/short/seed=0", "/long/seed=0"}) {
+    for (const char* variant : {"rnn", "attention"}) {
+      places.push_back(run.err.find(std::string(variant) + name));
+      ASSERT_NE(places.back(), std::string::npos) << variant << name << " in:\n" << run.err;
+    }
+  }
+  EXPECT_TRUE(std::is_sorted(places.begin(), places.end())) << run.err;
+  EXPECT_EQ(Json::parse(Call("plan s.toml --json").out)["cells"][0]["round"], 0);
+}
+
 TEST_F(SweepTest, PlanListsEveryCellAndWritesNothing) {
   Write("s.toml", std::string(kHead) + kVariants +
                       "[axes]\nmodel.d_model = [8, 32]\ntask.name = [\"recall\"]\n");
@@ -375,6 +392,11 @@ TEST_F(SweepTest, RefusesAnUnknownTopLevelKey) {
                 {"s.toml:1", "questoin", "\"question\""});
 }
 // A table of the file, and what one line of it must be refused with.
+TEST_F(SweepTest, RefusesAnOrderOfWhatIsNotThere) {
+  ExpectRefused(std::string("order = [\"sed\"]\n") + kHead + kVariants + "[axes]\nseed = [0, 1]\n",
+                {"s.toml:1", "\"sed\"", "\"seed\""});
+  ExpectRefused(std::string("order = 3\n") + kHead + kVariants, {"s.toml:1", "list of axes"});
+}
 TEST_F(SweepTest, RefusesAMatchThatDoesNotFit) {
   const auto expect = [&](const std::string& match, const std::vector<std::string>& parts) {
     ExpectRefused(std::string(kHead) + "match = { " + match + " }\n" + kVariants, parts);
