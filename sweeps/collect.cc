@@ -87,6 +87,7 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
                       {"decayed", "1", Integers()},
                       {"difficulty", "1", Integers()},
                       {"accuracy", "1", Numbers()},
+                      {"exact_match", "1", Numbers()},
                       {"nll", "nat/label", Numbers()},
                       {"labels", "label", Integers()},
                       {"chance", "1", Numbers()}}};
@@ -104,7 +105,7 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
     part.columns.push_back(stream.Column("tokens"));
     part.columns.push_back(stream.Column("decayed"));
     part.columns.push_back(Repeat("name", stream.name.substr(none.name.size()), rows));
-    for (const char* name : {"difficulty", "accuracy", "nll", "labels", "chance"})
+    for (const char* name : {"difficulty", "accuracy", "exact_match", "nll", "labels", "chance"})
       part.columns.push_back(stream.Column(name));
     Append(all, part);
   };
@@ -169,6 +170,7 @@ Collected Collect(const Study& study, bool unfinished) {
   H5Table eval = EvalOf(study, 0, {}), train = TrainOf(0, {});
   Integers index, exit_codes, parameters, embeddings, heads, bodies, tokens, values;
   Texts variants, cases, run_ids, states;
+  Integers state_bytes;
   Numbers flops, training_flops, seconds, residuals;
   for (size_t i = 0; i < study.cells.size(); ++i) {
     const PlannedCell& planned = study.cells[i];
@@ -204,6 +206,7 @@ Collected Collect(const Study& study, bool unfinished) {
     embeddings.push_back(plan.embedding);
     heads.push_back(plan.head);
     bodies.push_back(plan.body);
+    state_bytes.push_back(plan.state_bytes);
     flops.push_back(plan.flops_per_token);
     training_flops.push_back(plan.training_flops_per_token);
     tokens.push_back(plan.decayed_tokens.empty() ? plan.tokens : plan.decayed_tokens.back());
@@ -219,7 +222,8 @@ Collected Collect(const Study& study, bool unfinished) {
         H5Column{"embedding_parameters", "1", embeddings}, H5Column{"head_parameters", "1", heads},
         H5Column{"body_parameters", "1", bodies}, H5Column{"flops_per_token", "FLOP/token", flops},
         H5Column{"training_flops_per_token", "FLOP/token", training_flops},
-        H5Column{"tokens", "token", tokens}, H5Column{"seconds", "s", seconds}}) {
+        H5Column{"state_bytes", "byte", state_bytes}, H5Column{"tokens", "token", tokens},
+        H5Column{"seconds", "s", seconds}}) {
     cells.columns.push_back(column);
   }
   const auto matched = [](const PlannedCell& cell) { return cell.plan.match.has_value(); };

@@ -3,9 +3,11 @@
 //
 //   /cells  cell variant case <one column per axis> run_id state exit_code parameters
 //           embedding_parameters head_parameters body_parameters flops_per_token
-//           training_flops_per_token tokens seconds, and where the sweep matches: matched_value
-//           residual_percent. `tokens` are those that the finished model was made from.
-//   /eval   cell variant case [seed] step tokens decayed name difficulty accuracy nll labels chance
+//           training_flops_per_token state_bytes tokens seconds, and where the sweep matches:
+//           matched_value residual_percent. `tokens` are those that the finished model was made
+//           from.
+//   /eval   cell variant case [seed] step tokens decayed name difficulty accuracy
+//           exact_match nll labels chance
 //   /train  cell step tokens loss
 //   /       attributes format "weft-sweep", schema_version, study, question, base, axes, variants,
 //           cases, cells_done, cells_left_out, sweep_toml

@@ -77,6 +77,7 @@ int Train(FakeConfig& config, RunDirectory run) {
                                           {"tokens", "token", ColumnType::kInteger},
                                           {"difficulty", "1", ColumnType::kInteger},
                                           {"accuracy", "1"},
+                                          {"exact_match", "1"},
                                           {"nll", "nat/label"},
                                           {"labels", "label", ColumnType::kInteger},
                                           {"chance", "1"},
@@ -114,6 +115,7 @@ int Train(FakeConfig& config, RunDirectory run) {
                     {"tokens", step * 100},
                     {"difficulty", difficulty},
                     {"accuracy", 1.0 / static_cast<double>(difficulty + config.seed)},
+                    {"exact_match", 0.25},
                     {"nll", 0.5},
                     {"labels", 64},
                     {"chance", 0.1},
@@ -590,9 +592,11 @@ TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   EXPECT_EQ(cells.Numbers("seed")[7], 1);
   EXPECT_EQ(cells.Numbers("parameters")[7], 1600);
   EXPECT_EQ(cells.Numbers("seconds")[7], 2);
+  EXPECT_GT(cells.Numbers("state_bytes")[7], 0);
   EXPECT_EQ(texts(eval, "name")[15], "state_tracking");
   EXPECT_EQ(eval.Numbers("cell")[15], 7);
   EXPECT_EQ(eval.Numbers("accuracy")[15], 1.0 / 9);
+  EXPECT_EQ(eval.Numbers("exact_match")[15], 0.25);
   EXPECT_EQ(eval.Column("nll").unit, "nat/label");
   EXPECT_EQ(train.Numbers("loss")[31], 0.25);
   for (const auto& [name, value] : ReadAttributes(path, "/")) {
