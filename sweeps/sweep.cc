@@ -19,6 +19,7 @@ namespace fs = std::filesystem;
 struct Choice {
   std::string name;
   Settings settings;
+  std::vector<std::vector<Choice>> axes = {};  // that a case lists for itself
 };
 using Choices = std::vector<Choice>;
 
@@ -69,6 +70,10 @@ class Reader {
       }
       Choice choice{entry.key, {}};
       Flatten(*table, "", path, [&](const std::string& key, const Entry& leaf) {
+        if (section.key == "cases" && key.starts_with(kAxes)) {
+          choice.axes.push_back(Axis(key.substr(kAxes.size()), leaf, path + ".axes"));
+          return;
+        }
         choice.settings.push_back(
             {key, ValueOf(*leaf.node, leaf.where, path + "." + key), leaf.where + ": " + path});
       });
@@ -126,24 +131,30 @@ class Reader {
   std::vector<Choices> Axes(const Entry& section) const {
     std::vector<Choices> axes;
     Flatten(Table(section), "", section.key, [&](const std::string& key, const Entry& leaf) {
-      const toml::array* values = leaf.node->as_array();
-      if (values == nullptr || values->empty()) {
-        Fail(ExitCode::kUsage, leaf.where, ": axes.", key, " is ",
-             values ? "an empty list" : Shown(*leaf.node),
-             ", expected a list of values such as [0, 1, 2]");
-      }
-      Choices choices;
-      for (const toml::node& node : *values) {
-        const Setting::Value value = ValueOf(node, leaf.where, "axes." + key);
-        const auto* text = std::get_if<std::string>(&value);
-        choices.push_back({text ? *text : ToToml(value), {{key, value, leaf.where + ": axes"}}});
-      }
-      axes.push_back(std::move(choices));
+      axes.push_back(Axis(key, leaf, section.key));
     });
     return axes;
   }
 
  private:
+  static constexpr std::string_view kAxes = "axes.";
+
+  Choices Axis(const std::string& key, const Entry& leaf, const std::string& inside) const {
+    const toml::array* values = leaf.node->as_array();
+    if (values == nullptr || values->empty()) {
+      Fail(ExitCode::kUsage, leaf.where, ": ", inside, ".", key, " is ",
+           values ? "an empty list" : Shown(*leaf.node),
+           ", expected a list of values such as [0, 1, 2]");
+    }
+    Choices choices;
+    for (const toml::node& node : *values) {
+      const Setting::Value value = ValueOf(node, leaf.where, inside + "." + key);
+      const auto* text = std::get_if<std::string>(&value);
+      choices.push_back({text ? *text : ToToml(value), {{key, value, leaf.where + ": " + inside}}});
+    }
+    return choices;
+  }
+
   static std::string Shown(const toml::node& node) {
     std::ostringstream out;
     out << toml::toml_formatter{node};
@@ -241,6 +252,29 @@ void CheckSetOnce(const std::vector<Choices>& dimensions) {
                "; set it in one place only");
         }
       }
+    }
+  }
+}
+
+const std::string& KeyOf(const Choices& axis) { return axis.front().settings.front().path; }
+
+// The values that a case takes of an axis: its own where it lists some.
+const Choices& ValuesOf(const Choices& axis, const Choices& cases, const std::string& case_name) {
+  for (const Choice& one : cases) {
+    if (one.name != case_name) continue;
+    for (const Choices& own : one.axes) {
+      if (KeyOf(own) == KeyOf(axis)) return own;
+    }
+  }
+  return axis;
+}
+
+void CheckAxesOfCases(const Choices& cases, const std::vector<std::string>& axes) {
+  for (const Choice& one : cases) {
+    for (const Choices& own : one.axes) {
+      if (std::find(axes.begin(), axes.end(), KeyOf(own)) != axes.end()) continue;
+      Fail(ExitCode::kUsage, own.front().settings.front().origin, ".", KeyOf(own),
+           " is not in [axes], where the values for the other cases belong");
     }
   }
 }
@@ -346,13 +380,14 @@ Sweep ReadSweep(const std::string& path) {
   dimensions.insert(dimensions.end(), axes.begin(), axes.end());
   CheckSetOnce(dimensions);
 
-  for (const Choices& axis : axes) sweep.axes.push_back(axis.front().settings.front().path);
+  for (const Choices& axis : axes) sweep.axes.push_back(KeyOf(axis));
+  CheckAxesOfCases(cases, sweep.axes);
   for (const Choice& variant : variants)
     sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings, {}});
-  const auto cross = [&sweep](const Choices& choices, const auto& extend) {
+  const auto cross = [&](const Choices& all, const auto& extend) {
     std::vector<Cell> crossed;
     for (const Cell& cell : sweep.cells) {
-      for (const Choice& choice : choices) {
+      for (const Choice& choice : ValuesOf(all, cases, cell.case_name)) {
         Cell longer = cell;
         longer.settings.insert(longer.settings.end(), choice.settings.begin(),
                                choice.settings.end());

@@ -313,6 +313,21 @@ TEST_F(SweepTest, CellsAreVariantsTimesCasesTimesAxesInTheOrderOfTheFile) {
   EXPECT_EQ(first[2].path, "train.steps");
 }
 
+TEST_F(SweepTest, ACaseMayHaveValuesOfItsOwnForAnAxis) {
+  Write("s.toml", std::string(kHead) + "[variants]\na = { model.pattern = [\"c\"] }\n" +
+                      "[cases]\nsmall = { train.steps = 3 }\nlarge = { train.steps = 9, axes.seed "
+                      "= [7] }\n[axes]\nseed = [0, 1]\noptim.lr = [1e-4, 1e-3]\n");
+  std::vector<std::string> names;
+  for (const Cell& cell : ReadSweep(root_ + "/s.toml").cells) {
+    names.push_back(cell.name);
+    EXPECT_EQ(cell.axes.size(), 2u);
+  }
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"a/small/seed=0/lr=0.0001", "a/small/seed=0/lr=0.001",
+                                      "a/small/seed=1/lr=0.0001", "a/small/seed=1/lr=0.001",
+                                      "a/large/seed=7/lr=0.0001", "a/large/seed=7/lr=0.001"}));
+}
+
 TEST_F(SweepTest, PlanListsEveryCellAndWritesNothing) {
   Write("s.toml", std::string(kHead) + kVariants +
                       "[axes]\nmodel.d_model = [8, 32]\ntask.name = [\"recall\"]\n");
@@ -484,6 +499,15 @@ TEST_F(SweepTest, RefusesAWrongType) {
 TEST_F(SweepTest, RefusesStudyAsAnAxis) {
   ExpectRefused(std::string(kHead) + kVariants + "[axes]\nstudy = [\"a\", \"b\"]\n",
                 {"s.toml:7: axes.study", "at the top"});
+}
+TEST_F(SweepTest, RefusesAnAxisThatOnlyACaseHas) {
+  const std::string cases = std::string(kHead) + kVariants + "[cases]\nlarge = { train.steps = 9, ";
+  ExpectRefused(cases + "axes.optim.lr = [1e-4] }\n[axes]\nseed = [0]\n",
+                {"s.toml:7: cases.large.axes.optim.lr", "is not in [axes]"});
+  ExpectRefused(cases + "axes.seed = [] }\n[axes]\nseed = [0]\n",
+                {"s.toml:7", "cases.large.axes.seed is an empty list"});
+  ExpectRefused(cases + "axes.seed = 3 }\n[axes]\nseed = [0]\n",
+                {"s.toml:7", "cases.large.axes.seed is 3", "expected a list"});
 }
 TEST_F(SweepTest, RefusesAStudyThatIsNoFolder) {
   ExpectRefused(std::string(kHead) + "study = \"../x\"\n" + kVariants,
