@@ -19,6 +19,7 @@ namespace fs = std::filesystem;
 struct Choice {
   std::string name;
   Settings settings;
+  std::vector<std::vector<Choice>> axes = {};  // that a case lists for itself
 };
 using Choices = std::vector<Choice>;
 
@@ -80,6 +81,10 @@ class Reader {
       }
       Choice choice{entry.key, {}};
       Flatten(*table, "", path, [&](const std::string& key, const Entry& leaf) {
+        if (section.key == "cases" && key.starts_with(kAxes)) {
+          choice.axes.push_back(Axis(key.substr(kAxes.size()), leaf, path + ".axes"));
+          return;
+        }
         choice.settings.push_back(
             {key, ValueOf(*leaf.node, leaf.where, path + "." + key), leaf.where + ": " + path});
       });
@@ -131,24 +136,30 @@ class Reader {
   std::vector<Choices> Axes(const Entry& section) const {
     std::vector<Choices> axes;
     Flatten(Table(section), "", section.key, [&](const std::string& key, const Entry& leaf) {
-      const toml::array* values = leaf.node->as_array();
-      if (values == nullptr || values->empty()) {
-        Fail(ExitCode::kUsage, leaf.where, ": axes.", key, " is ",
-             values ? "an empty list" : Shown(*leaf.node),
-             ", expected a list of values such as [0, 1, 2]");
-      }
-      Choices choices;
-      for (const toml::node& node : *values) {
-        const Setting::Value value = ValueOf(node, leaf.where, "axes." + key);
-        const auto* text = std::get_if<std::string>(&value);
-        choices.push_back({text ? *text : ToToml(value), {{key, value, leaf.where + ": axes"}}});
-      }
-      axes.push_back(std::move(choices));
+      axes.push_back(Axis(key, leaf, section.key));
     });
     return axes;
   }
 
  private:
+  static constexpr std::string_view kAxes = "axes.";
+
+  Choices Axis(const std::string& key, const Entry& leaf, const std::string& inside) const {
+    const toml::array* values = leaf.node->as_array();
+    if (values == nullptr || values->empty()) {
+      Fail(ExitCode::kUsage, leaf.where, ": ", inside, ".", key, " is ",
+           values ? "an empty list" : Shown(*leaf.node),
+           ", expected a list of values such as [0, 1, 2]");
+    }
+    Choices choices;
+    for (const toml::node& node : *values) {
+      const Setting::Value value = ValueOf(node, leaf.where, inside + "." + key);
+      const auto* text = std::get_if<std::string>(&value);
+      choices.push_back({text ? *text : ToToml(value), {{key, value, leaf.where + ": " + inside}}});
+    }
+    return choices;
+  }
+
   static std::string Shown(const toml::node& node) {
     std::ostringstream out;
     out << toml::toml_formatter{node};
@@ -250,6 +261,29 @@ void CheckSetOnce(const std::vector<Choices>& dimensions) {
   }
 }
 
+const std::string& KeyOf(const Choices& axis) { return axis.front().settings.front().path; }
+
+// The values that a case takes of an axis: its own where it lists some.
+const Choices& ValuesOf(const Choices& axis, const Choices& cases, const std::string& case_name) {
+  for (const Choice& one : cases) {
+    if (one.name != case_name) continue;
+    for (const Choices& own : one.axes) {
+      if (KeyOf(own) == KeyOf(axis)) return own;
+    }
+  }
+  return axis;
+}
+
+void CheckAxesOfCases(const Choices& cases, const std::vector<std::string>& axes) {
+  for (const Choice& one : cases) {
+    for (const Choices& own : one.axes) {
+      if (std::find(axes.begin(), axes.end(), KeyOf(own)) != axes.end()) continue;
+      Fail(ExitCode::kUsage, own.front().settings.front().origin, ".", KeyOf(own),
+           " is not in [axes], where the values for the other cases belong");
+    }
+  }
+}
+
 // Gives every cell that is matched the settings of its reference.
 void SetReferences(Sweep& sweep, const Choices& variants) {
   Matching& match = sweep.match;
@@ -288,12 +322,13 @@ void SetReferences(Sweep& sweep, const Choices& variants) {
   }
 }
 
-// The round of every cell: its choices of sweep.order as the digits of a number.
+// The round of every cell: the rank of the places of its choices in the order that was asked for.
 void SetRounds(Sweep& sweep, const std::string& where, const Choices& variants,
                const Choices& cases, const std::vector<Choices>& axes) {
   std::vector<std::string> known = sweep.axes;
   known.emplace_back("variant");
   if (!cases.empty()) known.emplace_back("case");
+  std::vector<std::vector<int64_t>> places(sweep.cells.size());
   for (const std::string& key : sweep.order) {
     const auto at = std::find(known.begin(), known.end(), key);
     if (at == known.end()) {
@@ -302,17 +337,25 @@ void SetRounds(Sweep& sweep, const std::string& where, const Choices& variants,
            "\"?");
     }
     const auto axis = static_cast<size_t>(at - known.begin());
-    const bool is_axis = axis < axes.size();
-    const Choices& choices = is_axis ? axes[axis] : key == "variant" ? variants : cases;
-    for (Cell& cell : sweep.cells) {
-      const auto chosen = [&](const Choice& choice) {
-        return is_axis ? choice.settings.front().value == cell.axes[axis].value
-                       : choice.name == (key == "variant" ? cell.variant : cell.case_name);
-      };
-      const auto place = std::find_if(choices.begin(), choices.end(), chosen) - choices.begin();
-      cell.round = cell.round * static_cast<int64_t>(choices.size()) + place;
+    for (size_t i = 0; i < sweep.cells.size(); ++i) {
+      const Cell& cell = sweep.cells[i];
+      const Choices& choices = axis < axes.size() ? ValuesOf(axes[axis], cases, cell.case_name)
+                               : key == "variant" ? variants
+                                                  : cases;
+      const auto chosen = std::find_if(choices.begin(), choices.end(), [&](const Choice& choice) {
+        return axis < axes.size()
+                   ? choice.settings.front().value == cell.axes[axis].value
+                   : choice.name == (key == "variant" ? cell.variant : cell.case_name);
+      });
+      places[i].push_back(chosen - choices.begin());
     }
   }
+  std::vector<std::vector<int64_t>> rounds = places;
+  std::sort(rounds.begin(), rounds.end());
+  rounds.erase(std::unique(rounds.begin(), rounds.end()), rounds.end());
+  for (size_t i = 0; i < places.size(); ++i)
+    sweep.cells[i].round =
+        std::lower_bound(rounds.begin(), rounds.end(), places[i]) - rounds.begin();
 }
 
 // "seed" of "seed", "lr" of "optim.lr"; the whole key where two axes end alike.
@@ -380,13 +423,14 @@ Sweep ReadSweep(const std::string& path) {
   dimensions.insert(dimensions.end(), axes.begin(), axes.end());
   CheckSetOnce(dimensions);
 
-  for (const Choices& axis : axes) sweep.axes.push_back(axis.front().settings.front().path);
+  for (const Choices& axis : axes) sweep.axes.push_back(KeyOf(axis));
+  CheckAxesOfCases(cases, sweep.axes);
   for (const Choice& variant : variants)
     sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings, 0, {}});
-  const auto cross = [&sweep](const Choices& choices, const auto& extend) {
+  const auto cross = [&](const Choices& all, const auto& extend) {
     std::vector<Cell> crossed;
     for (const Cell& cell : sweep.cells) {
-      for (const Choice& choice : choices) {
+      for (const Choice& choice : ValuesOf(all, cases, cell.case_name)) {
         Cell longer = cell;
         longer.settings.insert(longer.settings.end(), choice.settings.begin(),
                                choice.settings.end());

@@ -9,6 +9,7 @@
 //   hybrid = { model.pattern = ["gated_delta", "attention"], model.d_ff = 384 }
 //   [cases]                                  optional: a second named set, e.g. one per task
 //   short = { task.pairs = 8 }
+//   long  = { task.pairs = 64, axes.seed = [0] }   with values of its own for an axis
 //   [axes]                                   optional: keys and the values that they take
 //   optim.lr = [1e-4, 3e-4]
 //   seed     = [0, 1, 2]

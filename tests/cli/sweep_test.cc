@@ -316,13 +316,15 @@ TEST_F(SweepTest, CellsAreVariantsTimesCasesTimesAxesInTheOrderOfTheFile) {
 }
 
 TEST_F(SweepTest, CellsAreStartedInTheOrderThatTheSweepNames) {
-  Write("s.toml", std::string(kHead) + "order = [\"seed\", \"case\"]\n" + kVariants +
-                      "[cases]\nshort = { train.steps = 3 }\nlong = { train.steps = 9 }\n" +
-                      "[axes]\nseed = [1, 0]\n");
+  Write("s.toml",
+        std::string(kHead) + "order = [\"seed\", \"case\"]\n" + kVariants +
+            "[cases]\nshort = { train.steps = 3 }\nlong = { train.steps = 9, axes.seed = [5, 1, 0] "
+            "}\n[axes]\nseed = [1, 0]\n");
   const Output run = Call("run s.toml --jobs 1");
   ASSERT_EQ(run.exit_code, 0) << run.err;
   std::vector<size_t> places;
-  for (const char* name : {"/short/seed=1", "/long/seed=1", "/short/seed=0", "/long/seed=0"}) {
+  for (const char* name :
+       {"/short/seed=1", "/long/seed=5", "/short/seed=0", "/long/seed=1", "/long/seed=0"}) {
     for (const char* variant : {"rnn", "attention"}) {
       places.push_back(run.err.find(std::string(variant) + name));
       ASSERT_NE(places.back(), std::string::npos) << variant << name << " in:\n" << run.err;
@@ -330,6 +332,21 @@ TEST_F(SweepTest, CellsAreStartedInTheOrderThatTheSweepNames) {
   }
   EXPECT_TRUE(std::is_sorted(places.begin(), places.end())) << run.err;
   EXPECT_EQ(Json::parse(Call("plan s.toml --json").out)["cells"][0]["round"], 0);
+}
+
+TEST_F(SweepTest, ACaseMayHaveValuesOfItsOwnForAnAxis) {
+  Write("s.toml", std::string(kHead) + "[variants]\na = { model.pattern = [\"c\"] }\n" +
+                      "[cases]\nsmall = { train.steps = 3 }\nlarge = { train.steps = 9, axes.seed "
+                      "= [7] }\n[axes]\nseed = [0, 1]\noptim.lr = [1e-4, 1e-3]\n");
+  std::vector<std::string> names;
+  for (const Cell& cell : ReadSweep(root_ + "/s.toml").cells) {
+    names.push_back(cell.name);
+    EXPECT_EQ(cell.axes.size(), 2u);
+  }
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"a/small/seed=0/lr=0.0001", "a/small/seed=0/lr=0.001",
+                                      "a/small/seed=1/lr=0.0001", "a/small/seed=1/lr=0.001",
+                                      "a/large/seed=7/lr=0.0001", "a/large/seed=7/lr=0.001"}));
 }
 
 TEST_F(SweepTest, PlanListsEveryCellAndWritesNothing) {
@@ -508,6 +525,15 @@ TEST_F(SweepTest, RefusesAWrongType) {
 TEST_F(SweepTest, RefusesStudyAsAnAxis) {
   ExpectRefused(std::string(kHead) + kVariants + "[axes]\nstudy = [\"a\", \"b\"]\n",
                 {"s.toml:7: axes.study", "at the top"});
+}
+TEST_F(SweepTest, RefusesAnAxisThatOnlyACaseHas) {
+  const std::string cases = std::string(kHead) + kVariants + "[cases]\nlarge = { train.steps = 9, ";
+  ExpectRefused(cases + "axes.optim.lr = [1e-4] }\n[axes]\nseed = [0]\n",
+                {"s.toml:7: cases.large.axes.optim.lr", "is not in [axes]"});
+  ExpectRefused(cases + "axes.seed = [] }\n[axes]\nseed = [0]\n",
+                {"s.toml:7", "cases.large.axes.seed is an empty list"});
+  ExpectRefused(cases + "axes.seed = 3 }\n[axes]\nseed = [0]\n",
+                {"s.toml:7", "cases.large.axes.seed is 3", "expected a list"});
 }
 TEST_F(SweepTest, RefusesAStudyThatIsNoFolder) {
   ExpectRefused(std::string(kHead) + "study = \"../x\"\n" + kVariants,
