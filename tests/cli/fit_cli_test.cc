@@ -520,8 +520,8 @@ void WriteLadder(const Scratch& scratch) {
   SpillDeep(scratch / "ladder/run0/environment.json", "{\"git_commit\": \"0123\"}\n");
 }
 
-const std::set<std::string> kFigures = {"training", "loss-tokens", "loss-flops", "surface",
-                                        "savings",  "isoflop",     "cost"};
+const std::set<std::string> kFigures = {"loss",    "loss-tokens", "loss-flops", "surface",
+                                        "savings", "isoflop",     "cost"};
 
 std::set<std::string> Matches(const std::string& text, const char* pattern) {
   std::set<std::string> all;
@@ -558,6 +558,19 @@ TEST(Report, HoldsFiguresTablesSettingsAndNothingFromTheNetwork) {
   EXPECT_EQ(page, Slurp(scratch / "again.html"));
 }
 
+TEST(Report, WeftPlotDrawsTheSameFiguresFromTheFileAlone) {
+  Scratch scratch;
+  WriteLadder(scratch);
+  std::filesystem::rename(scratch / "ladder/sweep.h5", scratch / "small.h5");
+  for (const std::string& figure : kFigures) {
+    Process process(scratch.path(),
+                    {WEFT_SOURCE_DIR "/analysis/weft-plot", "small.h5", "--fit", Program("fit"),
+                     "--bootstrap", "5", "--figure", figure, "-o", figure + ".svg"});
+    ASSERT_EQ(process.Wait(), 0) << figure << ": " << process.err();
+    EXPECT_TRUE(Slurp(scratch / (figure + ".svg")).ends_with("</svg>\n"));
+  }
+}
+
 TEST(Report, ErrorsAreOneLine) {
   Scratch scratch;
   WriteLadder(scratch);
@@ -581,8 +594,7 @@ TEST(Report, ASweepThatCannotBeFittedSaysWhy) {
   ASSERT_EQ(r.code, 0) << r.err;
   const std::string page = Slurp(scratch / "report.html");
   EXPECT_NE(page.find("No law was fitted: architecture attention: found 4 points"), page.npos);
-  EXPECT_EQ(Matches(page, "data-figure=\"([a-z-]+)\""),
-            (std::set<std::string>{"training", "cost"}));
+  EXPECT_EQ(Matches(page, "data-figure=\"([a-z-]+)\""), (std::set<std::string>{"loss", "cost"}));
 }
 
 // Every figure has a place on the page and marks within it, as the browser lays them out.

@@ -618,7 +618,6 @@ TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   EXPECT_EQ(cells.Numbers("seed")[7], 1);
   EXPECT_EQ(cells.Numbers("parameters")[7], 1600);
   EXPECT_EQ(cells.Numbers("seconds")[7], 2);
-  EXPECT_GT(cells.Numbers("state_bytes")[7], 0);
   EXPECT_EQ(texts(eval, "name")[15], "state_tracking");
   EXPECT_EQ(eval.Numbers("cell")[15], 7);
   EXPECT_EQ(eval.Numbers("accuracy")[15], 1.0 / 9);
@@ -688,6 +687,48 @@ TEST_F(SweepTest, AFailedCellStopsNoOtherAndIsTriedAgain) {
   // Both faults strike at a step that lies behind the resumed runs.
   EXPECT_EQ(Call("resume s.toml").exit_code, 0);
   EXPECT_EQ(Status()["counts"]["done"], 4);
+}
+
+TEST_F(SweepTest, ASlimFileHasMeansOfTheCurvesAndEverythingElse) {
+  Write("s.toml", std::string(kHead) + kVariants + "[axes]\ntrain.steps = [40, 300]\n");
+  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  const std::string path = root_ + "/runs/s/sweep.h5";
+  const H5Table whole = ReadTable(path, "/train"), cells = ReadTable(path, "/cells"),
+                eval = ReadTable(path, "/eval");
+  ASSERT_EQ(whole.rows(), 2 * (40 + 300));
+  ASSERT_EQ(Call("collect s.toml --slim").exit_code, 0);
+  const H5Table slim = ReadTable(path, "/train");
+  std::map<double, std::vector<size_t>> rows;
+  const auto cell = slim.Numbers("cell"), step = slim.Numbers("step"),
+             tokens = slim.Numbers("tokens"), loss = slim.Numbers("loss");
+  const auto all_cells = whole.Numbers("cell"), all_steps = whole.Numbers("step"),
+             all_tokens = whole.Numbers("tokens"), all_losses = whole.Numbers("loss");
+  for (size_t r = 0; r < cell.size(); ++r) rows[cell[r]].push_back(r);
+  ASSERT_EQ(rows.size(), 4u);
+  for (const auto& [c, of_cell] : rows) {
+    const double steps = cells.Numbers("train.steps")[static_cast<size_t>(c)];
+    if (steps == 40) {  // short enough to stay as it is
+      EXPECT_EQ(of_cell.size(), 40u);
+    }
+    ASSERT_LE(of_cell.size(), 64u);
+    EXPECT_GT(of_cell.size(), 32u);
+    EXPECT_EQ(step[of_cell.back()], steps);
+    // Each row holds the means of the steps after the row before it.
+    double from = 1;
+    for (const size_t r : of_cell) {
+      double sum_tokens = 0, sum_loss = 0, count = 0;
+      for (size_t w = 0; w < all_steps.size(); ++w) {
+        if (all_cells[w] != c || all_steps[w] < from || all_steps[w] > step[r]) continue;
+        sum_tokens += all_tokens[w], sum_loss += all_losses[w], ++count;
+      }
+      ASSERT_EQ(count, step[r] - from + 1);
+      EXPECT_NEAR(tokens[r], sum_tokens / count, 0.5);
+      EXPECT_NEAR(loss[r], sum_loss / count, 1e-12);
+      from = step[r] + 1;
+    }
+  }
+  EXPECT_EQ(ReadTable(path, "/eval").Numbers("accuracy"), eval.Numbers("accuracy"));
+  EXPECT_EQ(ReadTable(path, "/cells").Numbers("memory_bytes"), cells.Numbers("memory_bytes"));
 }
 
 TEST_F(SweepTest, ADivergedCellIsAFailureThatIsNotRepeated) {
