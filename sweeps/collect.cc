@@ -89,6 +89,7 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
                       {"decayed", "1", Integers()},
                       {"difficulty", "1", Integers()},
                       {"accuracy", "1", Numbers()},
+                      {"exact_match", "1", Numbers()},
                       {"nll", "nat/label", Numbers()},
                       {"labels", "label", Integers()},
                       {"chance", "1", Numbers()}}};
@@ -106,7 +107,7 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
     part.columns.push_back(stream.Column("tokens"));
     part.columns.push_back(stream.Column("decayed"));
     part.columns.push_back(Repeat("name", stream.name.substr(none.name.size()), rows));
-    for (const char* name : {"difficulty", "accuracy", "nll", "labels", "chance"})
+    for (const char* name : {"difficulty", "accuracy", "exact_match", "nll", "labels", "chance"})
       part.columns.push_back(stream.Column(name));
     Append(all, part);
   };

@@ -7,7 +7,8 @@
 //           where the sweep matches: matched_value residual_percent. `tokens` are those that the
 //           finished model was made from; memory and decode state are as planned; device and commit
 //           are "" where no rows were read.
-//   /eval   cell variant case [seed] step tokens decayed name difficulty accuracy nll labels chance
+//   /eval   cell variant case [seed] step tokens decayed name difficulty accuracy exact_match nll
+//           labels chance
 //   /train  cell step tokens loss
 //   /       attributes format "weft-sweep", schema_version, study, question, base, axes, variants,
 //           cases, cells_done, cells_left_out, sweep_toml, base_toml

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 
-from studies.results import best_run, last_evals
+from studies.results import METRICS, best_run, last_evals
 
 LEVEL = 0.95  # of Wilson's intervals
 Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
@@ -61,9 +61,11 @@ def evidence(runs, diverged, difficulties, bar):
             continue
         n, passed = len(values) + diverged, sum(v >= bar for v in values)
         low, high = wilson(passed, n)
+        exact = [e["exact_match"] for run in runs for e in run if e["difficulty"] == difficulty and "exact_match" in e]
         rows[difficulty] = {"seeds": n, "passed": passed, "pass_rate": passed / n, "pass_low": low, "pass_high": high,
                             "median": statistics.median(values) if values else None, "min": min(values, default=None),
-                            "max": max(values, default=None), "best_run": best.get(difficulty)}
+                            "max": max(values, default=None), "best_run": best.get(difficulty),
+                            "exact_match": statistics.median(exact) if exact else None}
     return rows
 
 
@@ -105,6 +107,8 @@ def selection(results):
 def notes(results):
     """How to read the tables, as sentences."""
     said = []
+    if results.metric != "accuracy":
+        said.append(f"Accuracy is here the {METRICS[results.metric]}.")
     if any(r["seeds"] > 1 for r in accuracy_table(results)):
         said.append(f"A seed passes with an accuracy of at least {results.bar:g}, a diverged one does not; intervals are "
                     "Wilson's; the best run is the most accurate at the greatest difficulty.")

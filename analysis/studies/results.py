@@ -16,9 +16,10 @@ class StudyError(Exception):
 class Results:
     """Evaluations and losses of several runs, as rows."""
 
-    def __init__(self, path, bar=0.99, best_over=()):
+    def __init__(self, path, bar=0.99, best_over=(), metric="accuracy"):
         self.path = path
         self.name = (path if path.is_dir() else path.parent).resolve().name
+        self.metric = metric        # what the evaluations' "accuracy" is, one of METRICS
         self.question = ""
         self.bar = bar              # accuracy from which a run passes
         self.best_over = best_over  # axes of which each seed keeps its best run
@@ -68,6 +69,18 @@ def table(file, path, name, columns):
 
 
 EVAL_COLUMNS = ["step", "tokens", "difficulty", "accuracy", "nll", "labels", "chance"]
+METRICS = {"accuracy": "share of right answers", "exact_match": "share of samples whose answers are all right",
+           "scaled": "accuracy from chance = 0 to 1"}
+
+
+def eval_row(columns, r, metric):
+    """Row r of a table of evaluations, graded by the metric."""
+    row = {c: columns[c][r].item() for c in [*EVAL_COLUMNS, "exact_match"] if c in columns}
+    if metric == "exact_match":  # chance is that of one answer
+        row |= {"accuracy": row.get("exact_match", math.nan), "chance": math.nan}
+    elif metric == "scaled" and row["chance"] < 1:
+        row |= {"accuracy": (row["accuracy"] - row["chance"]) / (1 - row["chance"]), "chance": 0.0}
+    return row
 
 
 def short(value):
@@ -123,7 +136,7 @@ def read_sweep(path, results):
             raise StudyError(f"{path}: /eval names cell {cell}, but /cells has {len(keys)} rows")
         name = text(evals["name"][r])
         kind[cell] = name
-        results.evals.append({**keys[cell], "name": name, **{c: evals[c][r].item() for c in EVAL_COLUMNS}})
+        results.evals.append({**keys[cell], "name": name, **eval_row(evals, r, results.metric)})
     for cell in np.unique(train["cell"]):
         if not 0 <= cell < len(keys):
             raise StudyError(f"{path}: /train names cell {cell}, but /cells has {len(keys)} rows")
@@ -198,7 +211,7 @@ def read_run(path, name, seed, results):
     results.cells.append({"variant": name, "case": "", "state": "done"})
     for task, rows in evals.items():
         for r in range(len(rows["step"])):
-            results.evals.append({**key, "name": task, **{c: rows[c][r].item() for c in EVAL_COLUMNS}})
+            results.evals.append({**key, "name": task, **eval_row(rows, r, results.metric)})
     if train is not None:
         results.losses.append({**key, "kind": next(iter(evals), ""), "tokens": train["tokens"], "loss": train["loss"]})
 
@@ -214,19 +227,19 @@ def pattern_name(pattern):
     return " + ".join(mixer if n == 1 else f"{n} {mixer}" for mixer, n in parts)
 
 
-def read(path, bar=0.99, best_over=()):
+def read(path, bar=0.99, best_over=(), metric="accuracy"):
     """Results of a sweep.h5, a run.h5, a run directory or a study directory, and the directory that they are in."""
     try:
-        return read_whole(path, bar, best_over)
+        return read_whole(path, bar, best_over, metric)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py on broken files
         raise StudyError(f"{path}: is broken: {str(error).splitlines()[0] if str(error) else error!r}") from None
 
 
-def read_whole(path, bar, best_over):
+def read_whole(path, bar, best_over, metric):
     if not path.exists():
         raise StudyError(f"{path}: there is no such file or directory")
     directory = path if path.is_dir() else path.parent
-    results = Results(path, bar, best_over)
+    results = Results(path, bar, best_over, metric)
     if path.is_file():
         with open_h5(path) as file:
             is_sweep = text(file.attrs.get("format", "")) == "weft-sweep"
@@ -302,6 +315,8 @@ def bar_of(value):
 def add_options(parser):
     parser.add_argument("--pass", dest="bar", metavar="ACCURACY", type=bar_of, default=0.99,
                         help="a seed passes from this accuracy on; default: 0.99")
+    parser.add_argument("--metric", choices=METRICS, default="accuracy",
+                        help="what is graded: " + "; ".join(f"{name}, the {what}" for name, what in METRICS.items()))
     parser.add_argument("--best-over", metavar="AXIS,...", type=lambda names: names.split(","), default=[],
                         help="keep of each seed the run whose value of these axes, such as optim.lr, did best; default: show all")
 

@@ -53,7 +53,7 @@ class StopSignals {
 ExitCode TrainToEnd(const Experiment& experiment, RunDirectory& run, Trainer& trainer,
                     double seconds_before);
 
-// Evaluations as the lines of a table, "difficulty  accuracy  chance  nats" or "nats/byte
+// Evaluations as the lines of a table, "difficulty  accuracy  exact  chance  nats" or "nats/byte
 // bits/byte".
 std::string EvaluationTable(const Experiment& experiment,
                             const std::vector<Trainer::Evaluation>& evaluations);

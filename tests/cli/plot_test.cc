@@ -109,6 +109,7 @@ class PlotTest : public testing::Test {
     int64_t seed;
     Numbers accuracy;
     std::string state = "done";
+    double exact_share = 1;  // exact match as a share of the accuracy
   };
   void WriteRecall(const std::string& path, const std::vector<RecallCell>& cells) const {
     TableRows of_cells("/cells"), eval("/eval"), train("/train");
@@ -130,6 +131,7 @@ class PlotTest : public testing::Test {
                   {"name", "recall"},
                   {"difficulty", d == 0 ? 4 : 8},
                   {"accuracy", c.accuracy[d]},
+                  {"exact_match", c.exact_share * c.accuracy[d]},
                   {"nll", 1.0},
                   {"labels", 100},
                   {"chance", 0.25}});
@@ -388,6 +390,27 @@ TEST_F(PlotTest, ADivergedSeedDidNotPassAndAQueuedOneDoesNotCount) {
   const Json row = Json::parse(Call("search.h5 --json --best-over=optim.lr").out)["accuracy"][0];
   EXPECT_EQ(row["evidence"]["8"]["seeds"], 2);
   EXPECT_EQ(row["evidence"]["8"]["passed"], 1);
+}
+
+TEST_F(PlotTest, AnswersMayBeGradedBySampleAndFromChance) {
+  WriteRecall("sweep.h5",
+              {{"rnn", 0.001, 0, {1, 0.7}, "done", 1}, {"rnn", 0.001, 1, {0.8, 0.7}, "done", 0.5}});
+  const std::string head =
+      "recall, accuracy at     seeds  pass rate  95 % interval  median        range  best run  ";
+  const std::string both = Call("sweep.h5 --table").out;
+  EXPECT_EQ(both.substr(0, both.find('\n')), head + "chance  exact match");
+  EXPECT_NE(both.find("0.900  0.800-1.000     1.000   0.250        0.700"), std::string::npos)
+      << both;
+  const Json exact = Json::parse(Call("sweep.h5 --json --metric=exact_match").out);
+  const Json at4 = exact["accuracy"][0]["evidence"]["4"];
+  EXPECT_EQ(at4["passed"], 1);
+  EXPECT_DOUBLE_EQ(at4["min"], 0.4);
+  EXPECT_TRUE(exact["accuracy"][0]["chance"]["4"].is_null());
+  EXPECT_EQ(exact["notes"][0],
+            "Accuracy is here the share of samples whose answers are all right.");
+  const Json scaled = Json::parse(Call("sweep.h5 --json --metric=scaled").out)["accuracy"][0];
+  EXPECT_NEAR(scaled["evidence"]["8"]["median"], 0.6, 1e-12);
+  EXPECT_EQ(scaled["chance"]["8"], 0.0);
 }
 
 TEST_F(PlotTest, AReportHasTheSameEvidence) {
