@@ -23,8 +23,8 @@ def add_options(parser, default_count="parameters"):
 
 class Laws:
     """The law of each architecture, L(N, D) = E + A / N^alpha + B / D^beta, and what it says at the sizes that were trained
-    and two beyond: loss and savings after as many tokens per parameter as the longest run had, tokens that reach the best
-    loss that all architectures reached, and, where there are curves to compare, the measured tokens to parity."""
+    and two beyond: loss and savings after the most tokens that a size was trained with, tokens that reach the best loss that
+    all architectures reached, and, where there are curves to compare, the measured tokens to parity."""
 
     def __init__(self, source, options):
         self.source, self.options = source, options
@@ -34,17 +34,17 @@ class Laws:
         self.rows = self.fit["points"]["rows"]
         self.reference = self.fit["options"]["reference"]
         self.sizes = sorted({r["n"] for r in self.rows})
-        self.ratio = max(r["d"] / r["n"] for r in self.rows)
         self.target = max(min(r["loss"] for r in self.rows if r["architecture"] == name) for name in self.names)
-        asked = self.sizes + [self.sizes[-1] * 10 ** (k / 2) for k in (1, 2)]
-        questions = ["--n", ",".join(map(repr, asked)), "--d", ",".join(repr(self.ratio * n) for n in asked),
+        most = {n: max(r["d"] for r in self.rows if r["n"] == n) for n in self.sizes}
+        largest = self.sizes[-1]
+        most |= {largest * by: most[largest] * by for by in (10 ** 0.5, 10.0)}
+        questions = ["--n", ",".join(map(repr, most)), "--d", ",".join(map(repr, sorted(set(most.values())))),
                      "--loss", repr(self.target)]
         try:
             answers = self.ask(*questions, "--parity")
         except NoLaw:  # no two curves to compare
             answers = self.ask(*questions)
-        # Of all pairs of --n and --d those with that ratio.
-        self.savings = [r for r in answers["loss"] if abs(r["d"] / (self.ratio * r["n"]) - 1) < 1e-6]
+        self.savings = [r for r in answers["loss"] if r["d"] == most[r["n"]]]
         self.tokens = [r for r in answers["tokens"] if r["d"] is not None]
         self.parity = answers.get("parity", [])
         try:

@@ -193,10 +193,10 @@ TEST_F(Paper, NumbersFollowTheData) {
   WriteLadder(1.37);
   r = Build();
   ASSERT_EQ(r.code, 0) << r.output;
-  ExpectShown({"hybridneedsfewertokens(1.37[1.37,1.37])", "0.250"});
+  ExpectShown({"hybridneedsfewertokens(afactorof1.37[1.37,1.37])", "0.250"});
   WriteLadder(0.5);
   ASSERT_EQ(Build().code, 0);
-  ExpectShown({"hybridneedsmoretokens(0.50[0.50,0.50])"});
+  ExpectShown({"hybridneedsmoretokens(afactorof0.50[0.50,0.50])"});
   // Twice the same bytes.
   const std::string first = Slurp(folder_ / "out/weft.pdf");
   ASSERT_EQ(Build().code, 0);
@@ -209,7 +209,7 @@ TEST_F(Paper, MoreSeedsMayBeInAFileOfTheirOwn) {
   WriteLadder(1.37, 3, "ladder_mini_seeds.h5", 2);
   ASSERT_EQ(Build().code, 0);
   // Of 5 variants 4 sizes and 2 more seeds of 2 sizes: runs that both files have count once.
-  ExpectShown({"Thereare40runswith1to3seeds", "160points", "(1.37[1.37,1.37])"});
+  ExpectShown({"Thereare40runswith1to3seeds", "160points", "afactorof1.37[1.37,1.37]"});
 }
 
 TEST_F(Paper, ANumberTypedByHandIsRefused) {
@@ -240,6 +240,9 @@ TEST_F(Paper, WhatTheDataDoNotGiveIsRefusedByName) {
   CopyText();
   Append("tables.tex", "\\figurefile{tables-gone}{}\n");
   ExpectRefused({"LaTeX: ", "tables-gone", "out/weft.log"});
+  Spill(folder_ / "data/quickstart.h5", "");
+  ExpectRefused({"data/quickstart.h5: belongs to no study of the paper"});
+  fs::remove(folder_ / "data/quickstart.h5");
   Spill(folder_ / "data/ladder_mini.h5", "not HDF5");
   ExpectRefused({"data/ladder_mini.h5: cannot be read as HDF5"});
 }
