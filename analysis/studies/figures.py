@@ -193,7 +193,7 @@ def state_figure(results):
             ax.plot(x, [statistics.median(y for at, y in runs if at == one) for one in x], color=colour, marker=marker, label=name,
                     clip_on=False)
         ax.set_xscale("log")
-        unit_axes(ax, f"{title}, difficulty {hardest}", "decode state (bytes)")
+        unit_axes(ax, f"{title}\ndifficulty {hardest}", "decode state (bytes)")
     for ax in axes[::columns_of(len(axes))]:
         ax.set_ylabel("accuracy")
     caption_below(figure, results)
