@@ -56,6 +56,7 @@ class Planner {
     std::string id, directory, device;
     RunPlan plan;
     double seconds;
+    bool on_gpu;
   };
   Run Of(Experiment& e) {
     const Device device = ChooseDevice(e);
@@ -72,7 +73,7 @@ class Planner {
         throw;
       }
     }
-    Run run{HashOf(fields), "", device.name, known->second, 0};
+    Run run{HashOf(fields), "", device.name, known->second, 0, device.cuda};
     run.directory = out_ + "/" + e.study + "/" + run.id;
     run.plan.tokens = e.train.steps * e.train.batch * e.train.length;
     const int threads = ThreadsOf(e);
@@ -90,6 +91,7 @@ class Planner {
     return {{"run_id", run.id},
             {"study", e.study},
             {"run_dir", run.directory},
+            {"device", run.on_gpu ? "cuda" : "cpu"},
             {"parameters",
              {{"total", plan.parameters.total},
               {"embedding", plan.parameters.embedding},
