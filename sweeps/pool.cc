@@ -173,8 +173,8 @@ class Pool {
         open(error_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644));
     if (output.get() < 0) FailWrite(error_file, "write", errno);
     ClearFailure(study_, cell);
-    Attempt attempt{i, static_cast<size_t>(place - options_.places.data()), 0, 0, Clock::now(),
-                    state.step};
+    Attempt attempt{
+        i, static_cast<size_t>(place - options_.places.data()), 0, 0, Clock::now(), state.step};
     if (place->shared && !alone_[i]) {
       Worker& worker = workers_[attempt.place];
       if (worker.pid == 0) worker = StartWorker(*place);
@@ -253,9 +253,9 @@ class Pool {
       alone_[i] = true;
       left_[i] = Left(i, StateOf(study_, study_.cells[i]).step);
       queue_.push_front(i);
-      Report(i, fmt::format("the process that it shared {}{}{}; it is run again in its own",
-                            DeathText(ended.exit_code), last_words.empty() ? "" : ": ",
-                            last_words));
+      Report(i,
+             fmt::format("the process that it shared {}{}{}; it is run again in its own",
+                         DeathText(ended.exit_code), last_words.empty() ? "" : ": ", last_words));
     }
   }
 
@@ -358,7 +358,7 @@ class Pool {
   std::vector<Attempt> running_;
   std::vector<Worker> workers_;  // of the places
   std::vector<int> requeues_;
-  std::vector<bool> alone_;  // cells that get a process of their own
+  std::vector<bool> alone_;   // cells that get a process of their own
   std::vector<double> left_;  // estimated seconds, of each cell in the queue
   int done_ = 0, failed_ = 0;
   double worked_ = 0;        // estimated seconds of the work that ended cells did

@@ -231,7 +231,8 @@ PoolOptions PoolFor(const Study& study, const Packing& packing) {
   const bool on_gpu = std::any_of(study.cells.begin(), study.cells.end(),
                                   [](const PlannedCell& cell) { return cell.plan.on_gpu; });
   if (!on_gpu && !packing.devices.empty())
-    Fail(ExitCode::kUsage, "--devices: the cells run on the CPU; set device = \"cuda\" in the base");
+    Fail(ExitCode::kUsage,
+         "--devices: the cells run on the CPU; set device = \"cuda\" in the base");
   const bool automatic = packing.per_device.empty() || packing.per_device == "auto";
   PoolOptions options{Trainer(), {}, 1};
   if (on_gpu && packing.jobs == 0) {
@@ -285,15 +286,17 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->check(CLI::IsMember(actions));
   app.add_option("SWEEP", file, "sweep, a TOML file")->required();
   app.add_option("--out", out, "where studies are: OUT/<study>")->capture_default_str();
-  auto* jobs = app.add_option("--jobs", packing.jobs,
-                              "cells at a time, each in a process of its own, among which the cores "
-                              "are shared; default on the CPU: one per core, in a task of a cluster "
-                              "one")
-                   ->check(CLI::Range(1, 4096));
+  auto* jobs =
+      app.add_option("--jobs", packing.jobs,
+                     "cells at a time, each in a process of its own, among which the cores "
+                     "are shared; default on the CPU: one per core, in a task of a cluster "
+                     "one")
+          ->check(CLI::Range(1, 4096));
   app.add_option("--per-device", packing.per_device,
                  "cells at a time on each GPU, or on the CPU, in one process with the bits of "
                  "processes of their own; default on a GPU: auto, as many as fit into its memory, "
-                 "at most " + std::to_string(kCellsPerGpu))
+                 "at most " +
+                     std::to_string(kCellsPerGpu))
       ->check(CLI::Range(1, 4096) | CLI::IsMember({"auto"}))
       ->excludes(jobs);
   app.add_option("--devices", packing.devices, "GPUs to use, such as 0,1; default: all")

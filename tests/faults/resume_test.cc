@@ -203,9 +203,7 @@ const std::vector<std::string> kPeriods = {"optim.schedule=wsds",    "optim.peri
                                            "optim.decay_share=0.25", "optim.rewind=true",
                                            "train.steps=28",         "eval.every=0"};
 
-TEST_F(Resume, PeriodsWithRewinding) {
-  ExpectInterruptionsDoNotMatter(kText, kPeriods);
-}
+TEST_F(Resume, PeriodsWithRewinding) { ExpectInterruptionsDoNotMatter(kText, kPeriods); }
 
 TEST_F(Resume, PeriodsWithoutRewinding) {
   std::vector<std::string> settings = kPeriods;
