@@ -513,6 +513,17 @@ TEST_F(SweepTest, RefusesAnUnknownActionAndConfigKeys) {
   EXPECT_EQ(Call("plan").exit_code, 2);
   EXPECT_EQ(Call("plan s.toml --jobs 0").exit_code, 2);
   EXPECT_EQ(Call("plan s.toml --seed=3").exit_code, 2);
+  for (const auto& [options, part] :
+       {std::pair{"--jobs=2 --per-device=2", "--jobs excludes --per-device"},
+        {"--per-device=0", "--per-device"},
+        {"--per-device=many", "many"},
+        {"--devices=0,x", "--devices"},
+        {"--devices=0", "--devices: the cells run on the CPU"}}) {
+    const Output output = Call(std::string("run s.toml ") + options);
+    EXPECT_EQ(output.exit_code, 2) << options;
+    EXPECT_NE(output.err.find(part), std::string::npos) << output.err;
+    EXPECT_EQ(std::count(output.err.begin(), output.err.end(), '\n'), 1) << output.err;
+  }
 }
 TEST_F(SweepTest, SaysWhenTheTrainerIsMissing) {
   fs::remove(root_ + "/bin/weft-train");
