@@ -224,12 +224,16 @@ struct Packing {
   std::vector<int> devices;
 };
 
+bool IsOnGpu(const Study& study) {
+  return std::any_of(study.cells.begin(), study.cells.end(),
+                     [](const PlannedCell& cell) { return cell.plan.on_gpu; });
+}
+
 // Cells for GPUs share a process on each, unless --jobs is given; others have processes of their
 // own, unless --per-device is a number.
 PoolOptions PoolFor(const Study& study, const Packing& packing) {
   const int cores = CoresOfProcess();
-  const bool on_gpu = std::any_of(study.cells.begin(), study.cells.end(),
-                                  [](const PlannedCell& cell) { return cell.plan.on_gpu; });
+  const bool on_gpu = IsOnGpu(study);
   if (!on_gpu && !packing.devices.empty())
     Fail(ExitCode::kUsage,
          "--devices: the cells run on the CPU; set device = \"cuda\" in the base");
@@ -340,8 +344,10 @@ int Main(CLI::App& app, int argc, char** argv) {
     return SubmitCommand(sweep, out, slurm, dry_run);
   }
   if (action == "plan") {
-    return PlanCommand(PlanStudy(sweep, out, Trainer()),
-                       packing.jobs > 0 ? packing.jobs : CoresOfProcess(), json);
+    const Study study = PlanStudy(sweep, out, Trainer());
+    int jobs = packing.jobs;
+    if (jobs == 0) jobs = IsOnGpu(study) ? 1 : CoresOfProcess();
+    return PlanCommand(study, jobs, json);
   }
   if (action == "run" || action == "resume") return RunCommand(sweep, out, packing);
 
