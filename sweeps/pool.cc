@@ -129,12 +129,15 @@ class Pool {
       const Place& place = options_.places[p];
       int cells = 0;
       int64_t bytes = study_.cells[i].plan.memory_bytes;
+      double shares = study_.cells[i].plan.gpu_share;
       for (const Attempt& attempt : running_) {
         if (attempt.place != p) continue;
         ++cells;
         bytes += study_.cells[attempt.cell].plan.memory_bytes;
+        shares += study_.cells[attempt.cell].plan.gpu_share;
       }
-      const bool fits = place.bytes == 0 || bytes <= place.bytes || cells == 0;
+      const bool fits = cells == 0 || ((place.bytes == 0 || bytes <= place.bytes) &&
+                                       (place.shares == 0 || shares <= place.shares));
       if (cells == place.slots || !fits || workers_[p].stops || (best && cells >= fewest)) continue;
       best = &place;
       fewest = cells;
@@ -405,7 +408,8 @@ std::vector<Place> PlacesOnGpus(const std::string& trainer, int slots,
   for (std::string line; std::getline(lines, line);) {
     const Json json = Json::parse(line, nullptr, false);
     const auto bytes = static_cast<int64_t>(kUsableMemory * json.value("free_bytes", 0.0));
-    all.push_back({slots, true, VisibleName(all.size()), bytes});
+    all.push_back({slots > 0 ? slots : kCellsPerGpu, /*shared=*/true, VisibleName(all.size()),
+                   bytes, slots > 0 ? 0.0 : 1.0});
   }
   std::vector<int> chosen = devices;
   if (chosen.empty()) {

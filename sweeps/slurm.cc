@@ -162,8 +162,9 @@ std::string JobScript(const Study& study, int number, size_t tasks, const std::s
   for (const std::string& more : options.sbatch) option(more);
   return script + fmt::format("exec {} task {} --task \"$SLURM_ARRAY_TASK_ID\" {}\n",
                               Quoted(program), Quoted(directory),
-                              options.per_device.empty() ? fmt::format("--jobs {}", options.jobs)
-                                                         : "--per-device " + options.per_device);
+                              options.per_device.empty()
+                                  ? Cat("--jobs ", options.jobs)
+                                  : Cat("--per-device ", options.per_device));
 }
 
 std::string Submit(const Study& study, const std::vector<std::vector<size_t>>& tasks,

@@ -240,8 +240,8 @@ PoolOptions PoolFor(const Study& study, const Packing& packing) {
   const bool automatic = packing.per_device.empty() || packing.per_device == "auto";
   PoolOptions options{Trainer(), {}, 1};
   if (on_gpu && packing.jobs == 0) {
-    options.places = PlacesOnGpus(
-        options.trainer, automatic ? kCellsPerGpu : std::stoi(packing.per_device), packing.devices);
+    options.places = PlacesOnGpus(options.trainer, automatic ? 0 : std::stoi(packing.per_device),
+                                  packing.devices);
   } else if (!automatic) {
     options.places = {{std::stoi(packing.per_device), /*shared=*/true}};
   } else {
@@ -296,11 +296,11 @@ int Main(CLI::App& app, int argc, char** argv) {
                      "are shared; default on the CPU: one per core, in a task of a cluster "
                      "one")
           ->check(CLI::Range(1, 4096));
-  app.add_option("--per-device", packing.per_device,
-                 "cells at a time on each GPU, or on the CPU, in one process with the bits of "
-                 "processes of their own; default on a GPU: auto, as many as fit into its memory, "
-                 "at most " +
-                     std::to_string(kCellsPerGpu))
+  app.add_option(
+         "--per-device", packing.per_device,
+         "cells at a time on each GPU, or on the CPU, as far as its memory goes: in one "
+         "process, with the bits of processes of their own; default on a GPU: auto, as many "
+         "as keep it busy")
       ->check(CLI::Range(1, 4096) | CLI::IsMember({"auto"}))
       ->excludes(jobs);
   app.add_option("--devices", packing.devices, "GPUs to use, such as 0,1; default: all")
