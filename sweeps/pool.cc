@@ -57,6 +57,7 @@ struct Worker {
   Descriptor socket, err;
   int64_t lines = 0;   // that it was given
   std::string unread;  // of its answers
+  bool stops = false;  // takes no more lines
 };
 
 class Pool {
@@ -125,20 +126,24 @@ class Pool {
     return {study_.cells[i].cell.round, -left_[i]};
   }
 
-  // The place with the fewest cells that has room for another; null when all are full.
+  // The place with the fewest cells that has room for this one; null when there is none.
   const Place* FindPlace(size_t i) const {
     const Place* best = nullptr;
     int fewest = 0;
-    for (const Place& place : options_.places) {
+    for (size_t p = 0; p < options_.places.size(); ++p) {
+      const Place& place = options_.places[p];
       int cells = 0;
       int64_t bytes = study_.cells[i].plan.memory_bytes;
+      double shares = study_.cells[i].plan.gpu_share;
       for (const Attempt& attempt : running_) {
-        if (&options_.places[attempt.place] != &place) continue;
+        if (attempt.place != p) continue;
         ++cells;
         bytes += study_.cells[attempt.cell].plan.memory_bytes;
+        shares += study_.cells[attempt.cell].plan.gpu_share;
       }
-      const bool fits = place.bytes == 0 || bytes <= place.bytes || cells == 0;
-      if (cells == place.slots || !fits || (best && cells >= fewest)) continue;
+      const bool fits = cells == 0 || ((place.bytes == 0 || bytes <= place.bytes) &&
+                                       (place.shares == 0 || shares <= place.shares));
+      if (cells == place.slots || !fits || workers_[p].stops || (best && cells >= fewest)) continue;
       best = &place;
       fewest = cells;
     }
@@ -231,8 +236,11 @@ class Pool {
       });
       Check(answer && attempt != running_.end(), options_.trainer, " --worker answers \"",
             answer.str(), "\", expected the number of a line and an exit code");
+      // It has had a signal, and would lose what it is still given.
+      worker.stops = worker.stops || exit_code >= static_cast<int>(ExitCode::kRequeue);
       End(Take(attempt), exit_code);
     }
+    if (worker.stops) shutdown(worker.socket.get(), SHUT_WR);
   }
 
   // Of a cell, or of a worker with all cells that it has not answered for.
@@ -249,8 +257,8 @@ class Pool {
                                       [&](const Attempt& a) { return a.pid == ended.pid; });
       if (found == running_.end()) return;
       const Attempt attempt = Take(found);
-      if (attempt.line == 0 || ended.exit_code == static_cast<int>(ExitCode::kRequeue) ||
-          ended.exit_code == static_cast<int>(ExitCode::kInterrupted)) {
+      if (attempt.line == 0 || children_.stop_signal() != 0 ||
+          ended.exit_code == static_cast<int>(ExitCode::kRequeue)) {
         End(attempt, ended.exit_code);
         continue;
       }
@@ -405,7 +413,8 @@ std::vector<Place> PlacesOnGpus(const std::string& trainer, int slots,
   for (std::string line; std::getline(lines, line);) {
     const Json json = Json::parse(line, nullptr, false);
     const auto bytes = static_cast<int64_t>(kUsableMemory * json.value("free_bytes", 0.0));
-    all.push_back({slots, true, VisibleName(all.size()), bytes});
+    all.push_back({slots > 0 ? slots : kCellsPerGpu, /*shared=*/true, VisibleName(all.size()),
+                   bytes, slots > 0 ? 0.0 : 1.0});
   }
   std::vector<int> chosen = devices;
   if (chosen.empty()) {

@@ -14,6 +14,7 @@ struct Place {
   bool shared = false;  // they share one process of the trainer, instead of having one each
   std::string gpu;      // CUDA_VISIBLE_DEVICES of its processes; "" = as it is here
   int64_t bytes = 0;    // that its cells may plan with together; 0 = no limit
+  double shares = 0;    // that its cells may keep busy together; 0 = no limit
 };
 
 struct PoolOptions {
@@ -24,10 +25,11 @@ struct PoolOptions {
   int slots() const;  // of all places
 };
 
-// More at a time hardly raise a GPU's throughput.
+// More at a time add nothing, even of small ones.
 inline constexpr int kCellsPerGpu = 8;
 // A shared place for each GPU that the trainer may use, or for those of `devices` alone, with so
-// many slots. Error kUsage when there is no such GPU.
+// many slots; 0 = as many as keep the GPU busy, at most kCellsPerGpu. Error kUsage when there is no
+// such GPU.
 std::vector<Place> PlacesOnGpus(const std::string& trainer, int slots,
                                 const std::vector<int>& devices);
 

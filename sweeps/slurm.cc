@@ -160,10 +160,11 @@ std::string JobScript(const Study& study, int number, size_t tasks, const std::s
   option("--requeue");
   option(fmt::format("--signal=B:USR1@{}", kSecondsToCheckpoint));
   for (const std::string& more : options.sbatch) option(more);
-  return script + fmt::format("exec {} task {} --task \"$SLURM_ARRAY_TASK_ID\" {}\n", Quoted(program),
-                              Quoted(directory),
-                              options.per_device.empty() ? fmt::format("--jobs {}", options.jobs)
-                                                         : "--per-device " + options.per_device);
+  return script + fmt::format("exec {} task {} --task \"$SLURM_ARRAY_TASK_ID\" {}\n",
+                              Quoted(program), Quoted(directory),
+                              options.per_device.empty()
+                                  ? Cat("--jobs ", options.jobs)
+                                  : Cat("--per-device ", options.per_device));
 }
 
 std::string Submit(const Study& study, const std::vector<std::vector<size_t>>& tasks,

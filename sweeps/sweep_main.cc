@@ -224,19 +224,24 @@ struct Packing {
   std::vector<int> devices;
 };
 
+bool IsOnGpu(const Study& study) {
+  return std::any_of(study.cells.begin(), study.cells.end(),
+                     [](const PlannedCell& cell) { return cell.plan.on_gpu; });
+}
+
 // Cells for GPUs share a process on each, unless --jobs is given; others have processes of their
 // own, unless --per-device is a number.
 PoolOptions PoolFor(const Study& study, const Packing& packing) {
   const int cores = CoresOfProcess();
-  const bool on_gpu = std::any_of(study.cells.begin(), study.cells.end(),
-                                  [](const PlannedCell& cell) { return cell.plan.on_gpu; });
+  const bool on_gpu = IsOnGpu(study);
   if (!on_gpu && !packing.devices.empty())
-    Fail(ExitCode::kUsage, "--devices: the cells run on the CPU; set device = \"cuda\" in the base");
+    Fail(ExitCode::kUsage,
+         "--devices: the cells run on the CPU; set device = \"cuda\" in the base");
   const bool automatic = packing.per_device.empty() || packing.per_device == "auto";
   PoolOptions options{Trainer(), {}, 1};
   if (on_gpu && packing.jobs == 0) {
-    options.places = PlacesOnGpus(
-        options.trainer, automatic ? kCellsPerGpu : std::stoi(packing.per_device), packing.devices);
+    options.places = PlacesOnGpus(options.trainer, automatic ? 0 : std::stoi(packing.per_device),
+                                  packing.devices);
   } else if (!automatic) {
     options.places = {{std::stoi(packing.per_device), /*shared=*/true}};
   } else {
@@ -286,15 +291,17 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->check(CLI::IsMember(actions));
   app.add_option("SWEEP", file, "sweep, a TOML file")->required();
   app.add_option("--out", out, "where studies are: OUT/<study>")->capture_default_str();
-  auto* jobs = app.add_option("--jobs", packing.jobs,
-                              "cells at a time, each in a process of its own, among which the cores "
-                              "are shared; default on the CPU: one per core, in a task of a cluster "
-                              "one")
-                   ->check(CLI::Range(1, 4096));
-  app.add_option("--per-device", packing.per_device,
-                 "cells at a time on each GPU, or on the CPU, in one process with the bits of "
-                 "processes of their own; default on a GPU: auto, as many as fit into its memory, "
-                 "at most " + std::to_string(kCellsPerGpu))
+  auto* jobs =
+      app.add_option("--jobs", packing.jobs,
+                     "cells at a time, each in a process of its own, among which the cores "
+                     "are shared; default on the CPU: one per core, in a task of a cluster "
+                     "one")
+          ->check(CLI::Range(1, 4096));
+  app.add_option(
+         "--per-device", packing.per_device,
+         "cells at a time on each GPU, or on the CPU, as far as its memory goes: in one "
+         "process, with the bits of processes of their own; default on a GPU: auto, as many "
+         "as keep it busy")
       ->check(CLI::Range(1, 4096) | CLI::IsMember({"auto"}))
       ->excludes(jobs);
   app.add_option("--devices", packing.devices, "GPUs to use, such as 0,1; default: all")
@@ -340,8 +347,10 @@ int Main(CLI::App& app, int argc, char** argv) {
     return SubmitCommand(sweep, out, slurm, dry_run);
   }
   if (action == "plan") {
-    return PlanCommand(PlanStudy(sweep, out, Trainer()),
-                       packing.jobs > 0 ? packing.jobs : CoresOfProcess(), json);
+    const Study study = PlanStudy(sweep, out, Trainer());
+    int jobs = packing.jobs;
+    if (jobs == 0) jobs = IsOnGpu(study) ? 1 : CoresOfProcess();
+    return PlanCommand(study, jobs, json);
   }
   if (action == "run" || action == "resume") return RunCommand(sweep, out, packing);
 

@@ -21,8 +21,7 @@ struct HelpWanted {};
 
 // Parses argv with `app` and returns what is left as overrides: "--model.d_model=512" and "--set
 // model.d_model=512" become "model.d_model=512". Anything else that is left is an Error kUsage.
-inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc,
-                                                const char* const* argv) {
+inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, const char* const* argv) {
   std::vector<std::string> overrides;
   app.add_option("--set", overrides, "KEY=VALUE: the same as --KEY=VALUE")->expected(1)->take_all();
   app.allow_extras();

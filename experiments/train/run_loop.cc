@@ -257,8 +257,8 @@ std::string EvaluationTable(const Experiment& e,
   return text;
 }
 
-ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
-                    double seconds_before, const RunIo& io) {
+ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, double seconds_before,
+                    const RunIo& io) {
   const bool terminal = isatty(fileno(io.err));
   const auto start = Clock::now();
   const int64_t first_step = trainer.progress().step;

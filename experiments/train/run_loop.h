@@ -53,8 +53,8 @@ class StopSignals {
 // The last of these signals that came; 0 = none did.
 int StopSignal();
 
-// Where a run speaks, and whom it tells that its first step is done: then its memory is taken and its
-// algorithms are chosen.
+// Where a run speaks, and whom it tells that its first step is done: then its memory is taken and
+// its algorithms are chosen.
 struct RunIo {
   std::FILE *out = stdout, *err = stderr;
   std::function<void()> started = [] {};

@@ -11,8 +11,7 @@
 namespace weft {
 
 // Does what a program with these arguments would do; returns its exit code.
-using RunProcess =
-    std::function<int(const std::vector<std::string>& arguments, const RunIo& io)>;
+using RunProcess = std::function<int(const std::vector<std::string>& arguments, const RunIo& io)>;
 
 // Reads lines from `in`, a file descriptor, until its end:
 //   {"arguments": ["CONFIG", "--set", "KEY=VALUE", ...], "output": FILE}
