@@ -307,6 +307,8 @@ struct Cell {
   int64_t seen = 0;   // tokens at the last evaluation; 0 = all
   int64_t labels = 4096;
   bool decays = false;  // before every evaluation, not only the last
+  double rate = 1e-3;
+  double training_flops = 0;  // per token; 0 = not counted
 };
 
 // sweep.h5 as weft sweep collect writes it, two evaluations and losses per cell.
@@ -328,6 +330,8 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
                   {"body_parameters", c.n / 2},
                   {"tokens", c.tokens},
                   {"flops_per_token", 2 * static_cast<double>(c.n)},
+                  {"training_flops_per_token", c.training_flops},
+                  {"optim.lr", c.rate},
                   {"seconds", 10.0}});
     if (c.state == "queued") continue;
     for (int64_t half = 1; half <= 2; ++half) {
@@ -355,7 +359,7 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
             {{"format", std::string("weft-sweep")},
              {"study", std::string("ladder")},
              {"question", std::string("Which needs fewer tokens?")},
-             {"axes", Texts{"seed"}}}}});
+             {"axes", Texts{"seed", "optim.lr"}}}}});
 }
 
 std::vector<Cell> Cells(const Numbers& sizes = {std::begin(kSizes), std::end(kSizes)},
@@ -429,6 +433,66 @@ TEST(FitCli, EveryDecayOfARunIsAPoint) {
   const Result r = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json"});
   ASSERT_EQ(r.code, 0) << r.err;
   EXPECT_EQ(Json::parse(r.out)["points"]["count"], cells.size() * 3 / 2);
+}
+
+TEST(FitCli, ComputeIsThatOfTheRuns) {
+  Scratch scratch;
+  std::vector<Cell> cells = Cells();
+  for (Cell& cell : cells) {
+    if (cell.variant == "gdn")
+      cell.training_flops = 40 * std::pow(static_cast<double>(cell.n), 0.9);
+  }
+  WriteSweep(scratch / "sweep.h5", cells);
+  Result r = Fit(scratch, {"sweep.h5", "--bootstrap=10", "--json", "--flops=1e20"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const Json json = Json::parse(r.out);
+  EXPECT_EQ(json["fits"][0]["k"], 6.0);
+  EXPECT_EQ(json["fits"][0]["g"], 1.0);
+  EXPECT_NEAR(json["fits"][1]["k"], 40, 1e-6);
+  EXPECT_NEAR(json["fits"][1]["g"], 0.9, 1e-9);
+  for (const Json& row : json["points"]["rows"]) {
+    const double n = row["n"], d = row["d"];
+    const double flops = row["architecture"] == "gdn" ? 40 * std::pow(n, 0.9) * d : 6 * n * d;
+    EXPECT_NEAR(row["flops"].get<double>() / flops, 1, 1e-12);
+  }
+  const Json& best = json["optimal"][1];
+  EXPECT_NEAR(40 * std::pow(best["n"].get<double>(), 0.9) * best["d"].get<double>() / 1e20, 1,
+              1e-6);
+  Spill(scratch / "laws.json", r.out);
+  r = Fit(scratch, {"laws.json", "--json", "--flops=1e20"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(Json::parse(r.out)["optimal"][1]["n"], best["n"]);
+
+  for (Cell& cell : cells) cell.training_flops = 1e20 / static_cast<double>(cell.n);
+  WriteSweep(scratch / "sweep.h5", cells);
+  r = Fit(scratch, {"sweep.h5", "--bootstrap=0"});
+  EXPECT_EQ(r.code, 0);
+  EXPECT_NE(r.err.find("FLOPs per token do not grow with n"), r.err.npos) << r.err;
+}
+
+TEST(FitCli, OfSeveralLearningRatesTheBestIsTaken) {
+  Scratch scratch;
+  const std::vector<Cell> best = Cells();
+  std::vector<Cell> cells = best;
+  for (Cell cell : best) {
+    cell.rate = 2e-3, cell.factor *= 1.01;
+    cells.push_back(cell);
+    cell.rate = 5e-4, cell.factor *= 0.5;  // better, but of one seed only
+    if (cell.seed == 0 && cell.variant == "gdn") cells.push_back(cell);
+  }
+  WriteSweep(scratch / "sweep.h5", cells);
+  const Result r = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json", "--parity"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.err.find(Cat("of ", cells.size(), " points the ", best.size(),
+                           " of the best rate are kept")),
+            r.err.npos)
+      << r.err;
+  EXPECT_NE(r.err.find("in 16 of them it is the lowest or the highest"), r.err.npos) << r.err;
+  WriteSweep(scratch / "sweep.h5", best);
+  const Result alone = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json", "--parity"});
+  const Json json = Json::parse(r.out), expected = Json::parse(alone.out);
+  EXPECT_EQ(json["fits"], expected["fits"]);
+  EXPECT_EQ(json["parity"], expected["parity"]);
 }
 
 TEST(FitCli, ASweepWithoutFinishedCellsOrWithOtherTextIsRefused) {
