@@ -169,13 +169,21 @@ H5Table Thinned(const H5Table& train) {
            {"loss", "nat/label", losses}}};
 }
 
-// A text of environment.json, "" where it has none of that name.
-std::string FromEnvironment(const Attributes& environment, const std::string& name) {
+// A value of environment.json; the type's own empty one where it has none of that name.
+template <class T>
+T FromEnvironment(const Attributes& environment, const std::string& name) {
   for (const auto& [key, value] : environment) {
-    if (key == name && std::holds_alternative<std::string>(value))
-      return std::get<std::string>(value);
+    if (key == name && std::holds_alternative<T>(value)) return std::get<T>(value);
   }
-  return "";
+  return {};
+}
+
+// "0123456789ab" or "0123456789ab, modified"
+std::string CommitOf(const Attributes& environment) {
+  constexpr size_t kDigits = 12;
+  const std::string commit = FromEnvironment<std::string>(environment, "git_commit");
+  return commit.substr(0, kDigits) +
+         (FromEnvironment<bool>(environment, "git_dirty") ? ", modified" : "");
 }
 
 // The tables of a run. Those of a run that is done are in run.h5, which is read faster than the
@@ -260,8 +268,8 @@ Collected Collect(const Study& study, const CollectOptions& options) {
     seconds.push_back(SecondsOf(streams));
     memory.push_back(plan.memory_bytes);
     decode_state.push_back(plan.state_bytes);
-    devices.push_back(FromEnvironment(environment, "device"));
-    commits.push_back(FromEnvironment(environment, "git_commit"));
+    devices.push_back(FromEnvironment<std::string>(environment, "device"));
+    commits.push_back(CommitOf(environment));
     values.push_back(plan.match ? plan.match->value : 0);
     residuals.push_back(plan.match ? plan.match->residual_percent : std::nan(""));
   }

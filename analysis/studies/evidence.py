@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 
 from studies.results import METRICS, best_run, last_evals
 
-Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+LEVEL = 0.95  # of Wilson's intervals
+Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 class Cloud:
@@ -39,13 +40,13 @@ def panels(results):
 
 
 def wilson(passed, n):
-    """Interval of 95 % for the rate of `passed` out of n > 0, in [0, 1].
+    """Interval at LEVEL for the rate of `passed` out of n > 0, in [0, 1].
 
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = passed/n; Wilson 1927, and Brown, Cai and DasGupta
     2001, who recommend it for small n.
     """
-    p, z2 = passed / n, Z95 * Z95
-    centre, half = p + z2 / (2 * n), Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    p, z2 = passed / n, Z * Z
+    centre, half = p + z2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     scale = 1 + z2 / n
     return (0.0 if passed == 0 else (centre - half) / scale), (1.0 if passed == n else (centre + half) / scale)
 
@@ -139,10 +140,11 @@ def number(value):
 
 
 def match_rows(results):
-    """Counts of each variant beside those of the first, at equal axes other than the seed."""
+    """Counts of each variant beside those of the first, at each size: case and axes, as weft fit names it."""
     rows, first, seen = [], {}, set()
+    sized = [a for a in results.axes if a != "seed" and not a.startswith("optim.") and len({c[a] for c in results.cells}) > 1]
     for cell in results.cells:
-        size = " ".join([cell["case"], *(f"{a}={number(cell[a])}" for a in results.axes if a != "seed")]).strip()
+        size = " ".join([cell["case"], *(f"{a}={number(cell[a])}" for a in sized)]).strip()
         if (size, cell["variant"]) in seen:
             continue
         seen.add((size, cell["variant"]))

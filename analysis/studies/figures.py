@@ -299,19 +299,18 @@ def shades(count):
 
 
 def tokens_figure(laws):
-    """One panel per architecture, one line per size: the fitted law; points: what was measured."""
+    """One panel per architecture, one colour per size: the fitted law; points: what was measured."""
     import numpy as np
 
     figure, axes = panels_for(laws.names)
-    sizes = sorted({r["n"] for r in laws.rows})
+    sizes = list(dict.fromkeys(r["size"] for r in laws.rows))
     colour = dict(zip(sizes, shades(len(sizes))))
     for name, ax in axes.items():
-        rows = [r for r in laws.rows if r["architecture"] == name]
-        for n in sorted({r["n"] for r in rows}):
-            mine = [r for r in rows if r["n"] == n]
+        for size, n in sorted({(r["size"], r["n"]) for r in laws.rows if r["architecture"] == name}, key=lambda s: s[1]):
+            mine = [r for r in laws.rows if (r["architecture"], r["size"], r["n"]) == (name, size, n)]
             d = np.geomspace(min(r["d"] for r in mine) / 1.5, max(r["d"] for r in mine) * 1.5, 60)
-            ax.plot(d, laws.loss(name, n, d), color=colour[n], linewidth=1.1)
-            ax.plot([r["d"] for r in mine], [r["loss"] for r in mine], "o", color=colour[n], label=f"{n:.3g}")
+            ax.plot(d, laws.loss(name, n, d), color=colour[size], linewidth=1.1)
+            ax.plot([r["d"] for r in mine], [r["loss"] for r in mine], "o", color=colour[size], label=size or f"{n:.3g}")
         ax.set_xscale("log")
         ax.set_title(name or "all")
         ax.set_xlabel("D (tokens)")
@@ -327,11 +326,12 @@ def flops_figure(laws):
     setup_matplotlib()
     figure, (ax,) = grid_of(1)
     figure.set_size_inches(5.5, 3.8)
-    c = np.geomspace(min(r["flops"] for r in laws.rows), max(r["flops"] for r in laws.rows), 80)
+    flops = [6 * r["n"] * r["d"] for r in laws.rows]
+    c = np.geomspace(min(flops), max(flops), 80)
     for i, name in enumerate(laws.names):
         law, colour = laws.laws[name], COLOURS[i % len(COLOURS)]
         rows = [r for r in laws.rows if r["architecture"] == name]
-        ax.plot([r["flops"] for r in rows], [r["loss"] for r in rows], MARKERS[i % len(MARKERS)], color=colour,
+        ax.plot([6 * r["n"] * r["d"] for r in rows], [r["loss"] for r in rows], MARKERS[i % len(MARKERS)], color=colour,
                 alpha=0.5, markersize=3.5)
         if min(law["A"], law["B"]) > 0:
             a = law["beta"] / (law["alpha"] + law["beta"])
@@ -469,7 +469,7 @@ FIGURES = {
     "state": Kind(state_figure, "Accuracy at the greatest difficulty against the bytes that decoding keeps; lines join medians."),
     "loss": Kind(loss_figure, "Loss while training, with its range over seeds."),
     "cost": Kind(cost_figure, "Tokens per second of whole runs with their evaluations; memory and decode state as planned."),
-    "loss-tokens": Kind(tokens_figure, "Held-out loss against tokens. Points are measured, lines are the law; one colour per size N.",
+    "loss-tokens": Kind(tokens_figure, "Held-out loss against tokens. Points are measured, lines are the law; one colour per size.",
                         True),
     "loss-flops": Kind(flops_figure, "Held-out loss against compute. Lines: the compute-optimal loss of each law.", True),
     "surface": Kind(surface_figure, "The fitted loss over size and tokens, and where it was measured.", True),

@@ -16,8 +16,9 @@ class StudyError(Exception):
 class Results:
     """Evaluations and losses of several runs, as rows."""
 
-    def __init__(self, name, bar=0.99, best_over=(), metric="accuracy"):
-        self.name = name
+    def __init__(self, path, bar=0.99, best_over=(), metric="accuracy"):
+        self.path = path
+        self.name = (path if path.is_dir() else path.parent).resolve().name
         self.metric = metric        # what the evaluations' "accuracy" is, one of METRICS
         self.question = ""
         self.bar = bar              # accuracy from which a run passes
@@ -110,8 +111,11 @@ def read_sweep(path, results):
         if axis not in axes or axis == "seed":
             raise StudyError(f"{path}: has no axis {axis} to choose the best over, it has "
                             f"{', '.join(a for a in axes if a != 'seed') or 'none'}")
-    # A line is one variant; other axes than the seed split it.
-    split = [a for a in axes if a != "seed" and a not in results.best_over and len(np.unique(cells[a])) > 1]
+    # A line is one variant; axes other than the seed split it where several of their values were tried.
+    tried = [i for i in range(len(cells["cell"])) if "state" not in cells or text(cells["state"][i]) != "queued"]
+    several = [a for a in axes if a != "seed" and len(np.unique(cells[a][tried])) > 1]
+    split = [a for a in several if a not in results.best_over]
+    results.best_over = [a for a in results.best_over if a in several]
     keys = []
     for i in range(len(cells["cell"])):
         name = text(cells["variant"][i])
@@ -235,7 +239,7 @@ def read_whole(path, bar, best_over, metric):
     if not path.exists():
         raise StudyError(f"{path}: there is no such file or directory")
     directory = path if path.is_dir() else path.parent
-    results = Results(directory.resolve().name, bar, best_over, metric)
+    results = Results(path, bar, best_over, metric)
     if path.is_file():
         with open_h5(path) as file:
             is_sweep = text(file.attrs.get("format", "")) == "weft-sweep"
@@ -253,6 +257,49 @@ def read_whole(path, bar, best_over, metric):
     for run, (name, seed) in name_runs(runs).items():
         read_run(run, name, seed, results)
     return results, directory
+
+
+def merge(paths, out):
+    """One file of several sweeps with the same axes, such as more seeds of some sizes; a run that is in two counts once."""
+    import h5py
+    import numpy as np
+
+    tables, seen, rows = defaultdict(list), set(), 0
+    for path in paths:
+        with open_h5(path) as file:
+            attributes = dict(file.attrs)
+            axes = [text(a) for a in np.atleast_1d(file.attrs.get("axes", []))]
+            parts = {name: table(file, path, f"/{name}", ["cell"]) for name in ["cells", "eval", "train"]}
+        if path == paths[0]:
+            first = attributes | {"axes": axes}
+        if axes != first["axes"]:
+            raise StudyError(f"{path}: has the axes {', '.join(axes)}, {paths[0]} has {', '.join(first['axes'])}; one study needs the same")
+        runs = parts["cells"]["run_id"]
+        new = [i for i, run in enumerate(runs) if run not in seen]
+        seen.update(runs)
+        place = np.full(len(runs), -1)
+        place[new] = rows + np.arange(len(new))
+        rows += len(new)
+        for name, part in parts.items():
+            cell = place[part["cell"]]
+            tables[name].append({c: v[cell >= 0] for c, v in part.items()} | {"cell": cell[cell >= 0]})
+    with h5py.File(out, "w") as file:
+        file.attrs.update({k: v for k, v in first.items()})
+        for name, parts in tables.items():
+            columns = list(dict.fromkeys(c for part in parts for c in part))
+
+            def column(c):
+                kind = next(part[c].dtype for part in parts if c in part)
+                blank = np.nan if kind.kind == "f" else np.zeros((), kind)
+                return np.concatenate([part[c] if c in part else np.full(len(part["cell"]), blank, kind) for part in parts])
+
+            data = {c: column(c) for c in columns}
+            kinds = [(c, h5py.string_dtype("utf-8", v.dtype.itemsize) if v.dtype.kind == "S" else v.dtype) for c, v in data.items()]
+            whole = np.empty(len(data["cell"]), kinds)
+            for c, v in data.items():
+                whole[c] = v
+            file[name] = whole
+    return out
 
 
 def bar_of(value):
