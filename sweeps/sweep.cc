@@ -447,11 +447,15 @@ Sweep ReadSweep(const std::string& path) {
     });
   }
   for (const Choices& axis : axes) {
+    const bool varies =
+        axis.size() > 1 || std::any_of(cases.begin(), cases.end(), [&](const Choice& one) {
+          const Choices& own = ValuesOf(axis, cases, one.name);
+          return own.size() > 1 || own.front().name != axis.front().name;
+        });
     cross(axis, [&](Cell& cell, const Choice& choice) {
       const Setting& setting = choice.settings.front();
       cell.axes.push_back(setting);
-      if (axis.size() > 1)
-        cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
+      if (varies) cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
     });
   }
   if (!sweep.match.where.empty()) SetReferences(sweep, variants);
