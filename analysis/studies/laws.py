@@ -22,8 +22,8 @@ def add_options(parser, default_count="parameters"):
 
 
 class Laws:
-    """The law of each architecture, L(N, D) = E + A / N^alpha + B / D^beta, and what it says at the sizes that were trained
-    and two beyond: loss and savings after the most tokens that a size was trained with, tokens that reach the best loss that
+    """The law of each architecture, L(N, D) = E + A / N^alpha + B / D^beta, and what it says at the sizes of the reference and
+    two beyond: loss and savings after the most tokens that such a size was trained with, tokens that reach the best loss that
     all architectures reached, and, where there are curves to compare, the measured tokens to parity."""
 
     def __init__(self, source, options):
@@ -33,9 +33,12 @@ class Laws:
         self.laws = {f["architecture"]: f for f in self.fit["fits"]}
         self.rows = self.fit["points"]["rows"]
         self.reference = self.fit["options"]["reference"]
-        self.sizes = sorted({r["n"] for r in self.rows})
         self.target = max(min(r["loss"] for r in self.rows if r["architecture"] == name) for name in self.names)
-        most = {n: max(r["d"] for r in self.rows if r["n"] == n) for n in self.sizes}
+        most = {}
+        for r in self.rows:
+            if r["architecture"] == self.reference:
+                most[r["n"]] = max(r["d"], most.get(r["n"], 0))
+        self.sizes = sorted(most)
         largest = self.sizes[-1]
         most |= {largest * by: most[largest] * by for by in (10 ** 0.5, 10.0)}
         questions = ["--n", ",".join(map(repr, most)), "--d", ",".join(map(repr, sorted(set(most.values())))),
