@@ -18,7 +18,7 @@ def add_options(parser, default_count="parameters"):
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples behind each interval; default: 1000")
     parser.add_argument("--count", default=default_count, help=f"what N counts, as in weft fit; default: {default_count}")
     parser.add_argument("--reference", help="architecture that others are compared with; default: the first")
-    parser.add_argument("--fit", metavar="PROGRAM", type=Path, default=FIT, help="the program weft-fit; default: the one built here")
+    parser.add_argument("--fit", metavar="PROGRAM", type=Path, default=FIT, help="weft-fit; default: the one that ./weft built")
 
 
 class Laws:

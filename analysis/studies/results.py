@@ -277,7 +277,8 @@ def merge(paths, out):
         if path == paths[0]:
             first = attributes | {"axes": axes}
         if axes != first["axes"]:
-            raise StudyError(f"{path}: has the axes {', '.join(axes)}, {paths[0]} has {', '.join(first['axes'])}; one study needs the same")
+            raise StudyError(f"{path}: has the axes {', '.join(axes)}, {paths[0]} has {', '.join(first['axes'])}; one study "
+                             "needs the same")
         runs = parts["cells"]["run_id"]
         new = [i for i, run in enumerate(runs) if run not in seen]
         seen.update(runs)

@@ -218,6 +218,8 @@ TEST_F(Paper, ANumberTypedByHandIsRefused) {
   for (const auto& [line, found] :
        {std::pair{"The hybrid saves 1.49 times.", "\"1\" was typed by hand"},
         {"Only $1{,}5$ of them, \\emph{at .97}", "typed by hand"},
+        {"5 in each", "\"5\" was typed by hand"},
+        {"\\texttt{0.93}, \\textbf{more}", "typed by hand"},
         {"all of the five seeds", "\"five\" was typed by hand"},
         {"Twenty runs % 20", "\"Twenty\" was typed by hand"}}) {
     CopyText();
