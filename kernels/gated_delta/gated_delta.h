@@ -3,12 +3,28 @@
 // (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464). With a_t = exp(log_a_t):
 //
 //   S_t = a_t S_{t-1} + k_t u_t^T        [K, V]
-//   u_t = beta_t (v_t - a_t S_{t-1}^T k_t)
+//   u_t = beta_t (v_t - a_t S_{t-1}^T k_t)      or, without `erase`,  u_t = beta_t v_t
 //   y_t = scale S_t^T q_t
 //
-// log_a <= 0. beta in [0, 1], or [0, 2] for negative eigenvalues. The state stays bounded only for
-// |k_t| <= 1: the caller normalises keys. No exponential of a positive number is ever taken, so any
-// decay down to log_a = -infinity is exact.
+// Without beta it is 1, without log_a 0. So the same rule is
+//
+//   layer                              S_t =                                    erase  beta   log_a
+//   linear attention   2006.16236      S_{t-1} + k_t v_t^T                      no     -      -
+//   RetNet             2307.08621      gamma_h S_{t-1} + k_t v_t^T              no     -      log gamma_h
+//   Mamba-2            2405.21060      exp(dt_t A_h) S_{t-1} + dt_t B_t x_t^T   no     dt_t   dt_t A_h
+//   DeltaNet           2406.06484      (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T
+//                                                                               yes    b_t    -
+//   gated DeltaNet     2412.06464      a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T
+//                                                                               yes    b_t    log a_t
+//
+// (arXiv numbers; Mamba-2 has q = C, k = B, v = x.) Inputs may have strides of 0: gamma_h for all
+// tokens, B and C for all heads of a group. Their gradients then have a row for each that shares
+// one, which the caller adds up; those of beta and log_a are left out where nobody wants them.
+//
+// log_a <= 0. beta >= 0. With erase, beta in [0, 1], or [0, 2] for negative eigenvalues, and the
+// state stays bounded only for |k_t| <= 1: the caller normalises keys. Without, keys may have any
+// length. No exponential of a positive number is ever taken, so any decay down to log_a =
+// -infinity is exact.
 //
 // Documents: doc_start(b, t) is the index of the first token of t's document. A token with
 // doc_start = 0 continues from `initial`; a document that starts at t > 0 starts from zero.
@@ -31,7 +47,7 @@ inline constexpr int64_t GatedDeltaChunks(int64_t T) {
 struct GatedDeltaFwd {
   TensorView q, k;         // [B, T, H, K]
   TensorView v;            // [B, T, H, V]
-  TensorView beta, log_a;  // [B, T, H]
+  TensorView beta, log_a;  // [B, T, H], optional
   TensorView doc_start;    // i32 [B, T], optional
   TensorView initial;      // [B, H, K, V], optional: zero
   TensorView y;            // [B, T, H, V]
@@ -39,6 +55,7 @@ struct GatedDeltaFwd {
   TensorView
       states;  // saved [B, GatedDeltaChunks(T), H, K * V]; left out when no backward will run
   double scale = 1;
+  bool erase = true;
 
   template <class Self, class Visitor>
   static void Visit(Self& s, Visitor&& visit) {
@@ -62,8 +79,8 @@ struct GatedDeltaBwd {
   GatedDeltaFwd fwd;
   TensorView dy;      // [B, T, H, V]
   TensorView dfinal;  // [B, H, K, V], optional: zero
-  Grad dq, dk, dv, dbeta, dlog_a;
-  Grad dinitial;  // optional
+  Grad dq, dk, dv;
+  Grad dbeta, dlog_a, dinitial;  // optional
 
   template <class Self, class Visitor>
   static void Visit(Self& s, Visitor&& visit) {

@@ -32,10 +32,9 @@ struct GatePair {
       : token(c.begin + threadIdx.x % kWarp * 2) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const bool valid = token + e < f.T;
-      log_a[e] = valid ? *f.log_a(c.b, token + e, c.h) : 0;
-      beta[e] = valid ? *f.beta(c.b, token + e, c.h) : 0;
-      doc_start[e] = valid && f.doc_start ? f.doc_start[c.b * f.doc_stride + token + e] : -1;
+      log_a[e] = f.LogA(c.b, token + e, c.h);
+      beta[e] = f.Beta(c.b, token + e, c.h);
+      doc_start[e] = token + e < f.doc_starts ? f.doc_start[c.b * f.doc_stride + token + e] : -1;
     }
   }
 };

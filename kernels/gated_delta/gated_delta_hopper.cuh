@@ -133,8 +133,8 @@ using Diagonal = float[kBlocks][16 * 20];
 // is called by its warps 1 and 3 alone, in time that they would wait; what it writes to shared
 // memory is there for all of them afterwards. kLean: P after N, where registers do not hold both.
 template <int kKeys, bool kOutputs = true, bool kLean = false, class F>
-__device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float scale, Prepared& to,
-                        Diagonal& diagonal, int barrier, F&& meanwhile) {
+__device__ void Prepare(float scale, float erase, const BF16* k, const BF16* q, const Gates& gates,
+                        Prepared& to, Diagonal& diagonal, int barrier, F&& meanwhile) {
   const int thread = FreshThread();
   const int warp = thread % kGroup / kWarp, lane = thread % kWarp;
   const auto multiply = [&](float(&dots)[kC / 8][4], const BF16* right) {
@@ -159,7 +159,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
   for (int r = 0; r < 2; ++r) {
     log2_sum[r] = gates.log2_sum[row + 8 * r];
     segment[r] = gates.segment[row + 8 * r];
-    beta[r] = gates.beta[row + 8 * r];
+    beta[r] = erase * gates.beta[row + 8 * r];
   }
   const auto for_decays = [&](auto&& visit) {
 #pragma unroll

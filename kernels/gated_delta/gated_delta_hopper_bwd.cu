@@ -218,7 +218,7 @@ __device__ void LoadAndPrepare(const Backward<BF16>& f, const StateMaps& maps, c
     stages.Next();
     Wait(shared.taken[tiles.stage], tiles.parity ^ 1);
     Prepare<kKeys, true, Plan::kGroups == 3>(
-        stage.k, stage.q, stage.gates, f.scale, tile, shared.diagonal, 1, [&](int) {
+        f.scale, f.erase, stage.k, stage.q, stage.gates, tile, shared.diagonal, 1, [&](int) {
           // Into the stage of chunk n + 2: nothing needs it any more when that of n is prepared.
           if (loads_here && n > span.first) load(n - 1);
           if (loads_here && span.saves && n < last) save(n + 1, *gates_before);
@@ -434,7 +434,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1)
           const float2 start = Tokens(gates.from_start, 2 * t + i / 2), pair = UnpackPair(dy[t][i]);
           const float* x = &dv[2 * t + i / 2][i % 2 * 2];
           dy[t][i] = PackPair(f.scale * start.x * pair.x, f.scale * start.y * pair.y);
-          minus_dv[t][i] = PackPair(-start.x * x[0], -start.y * x[1]);
+          minus_dv[t][i] = PackPair(-f.erase * start.x * x[0], -f.erase * start.y * x[1]);
         }
       }
       Begin(ds);
@@ -584,8 +584,8 @@ __device__ void GateGradients(const Backward<BF16>& f, const Chunk& c, const Sha
   for (int e = 0; e < 2; ++e) {
     if (i + e >= c.count) break;
     const int t = c.begin + i + e;
-    PutFloat(*f.dlog_a(c.b, t, c.h), boundary[e] ? 0 : sums[e], f.add_dlog_a);
-    PutFloat(*f.dbeta(c.b, t, c.h), dbeta[e], f.add_dbeta);
+    f.PutDLogA(c.b, t, c.h, boundary[e] ? 0 : sums[e]);
+    f.PutDBeta(c.b, t, c.h, dbeta[e]);
   }
 }
 
@@ -676,8 +676,8 @@ struct Gradients {
           for (int half = 0; half < 2; ++half) {
             uint32_t& pair = r[j / 2][j % 2 * 2 + half];
             const float2 v = UnpackPair(pair);
-            pair = PackPair(beta.x * (v.x - start.x * x[j][2 * half]),
-                            beta.y * (v.y - start.y * x[j][2 * half + 1]));
+            pair = PackPair(beta.x * (v.x - f.erase * start.x * x[j][2 * half]),
+                            beta.y * (v.y - f.erase * start.y * x[j][2 * half + 1]));
           }
         }
         if (first) Wait(s.x_full, x_parity);
@@ -821,14 +821,14 @@ struct Gradients {
           }
         }
       }
-      ScaleByDecay<false>(gates, row, -1, y);
+      ScaleByDecay<false>(gates, row, -f.erase, y);
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
         PackLeft(y, t, minus_r[t]);
         StoreDirect(minus_r[t], s.minus_r, 16 * warp, 16 * t);
       }
       FenceShared();
-      ScaleRows(read, -gates.from_start[row], -gates.from_start[row + 8]);
+      ScaleRows(read, -f.erase * gates.from_start[row], -f.erase * gates.from_start[row + 8]);
       ScaleRows(write, gates.to_end[row], gates.to_end[row + 8]);
       float to_state[2], reads[2], writes[2];
       RowDots<kKeys>(write, k, row, to_state);

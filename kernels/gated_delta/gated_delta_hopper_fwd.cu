@@ -113,8 +113,8 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     Wait(shared.full[stages.stage], stages.parity);
     stages.Next();
     Wait(shared.taken[tiles.stage], tiles.parity ^ 1);
-    Prepare<kKeys, !kCarry>(stage.k, stage.q, stage.gates, f.scale, tile, shared.diagonal, 1,
-                            [&](int warp) {
+    Prepare<kKeys, !kCarry>(f.scale, f.erase, stage.k, stage.q, stage.gates, tile, shared.diagonal,
+                            1, [&](int warp) {
                               if (n + 1 == span.end) return;
                               // Into the stage of chunk n - 2: nothing needs it any more when that
                               // of n is prepared.
@@ -260,8 +260,8 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
         const float2 start = tokens(gates.from_start, j), beta = tokens(gates.beta, j);
         const float2 value = UnpackPair(v.at[i]);
         const float* part = &read[j][i % 2 * 2];
-        rows[t][i] = PackPair(beta.x * (value.x - start.x * part[0]),
-                              beta.y * (value.y - start.y * part[1]));
+        rows[t][i] = PackPair(beta.x * (value.x - f.erase * start.x * part[0]),
+                              beta.y * (value.y - f.erase * start.y * part[1]));
       }
     }
     if constexpr (!kCarry) Finish<0>(y);
