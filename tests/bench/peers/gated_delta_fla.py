@@ -30,23 +30,13 @@ import gpu
 SHAPES = [(8, 8192, 30, 96, 192), (8, 8192, 16, 128, 128), (1, 65536, 16, 128, 128)]
 
 
-def compile_on_all_cores(most_configurations=None):
-    """Triton compiles the configurations that it tries one after another, which takes minutes for these kernels."""
-    prune = Autotuner.prune_configs
-
-    def compiled(tuner, arguments):
-        configurations = prune(tuner, arguments)[:most_configurations]
-        rest = {name: value for name, value in arguments.items() if name != "warmup"}
-        with concurrent.futures.ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
-            for configuration in configurations:
-                tuner.fn.warmup(*tuner.nargs.values(), **rest, **configuration.all_kwargs())
-        return configurations
-
-    Autotuner.prune_configs = compiled
-    Autotuner.do_bench = functools.partial(triton.testing.do_bench, warmup=5, rep=25)
+def name_of(shape):
+    return "B{}_T{}_H{}_K{}_V{}".format(*shape)
 
 
-def time_fla(B, T, H, K, V):
+def fla_rule(checkout, B, T, H, K, V):
+    """Calls of the forward and of both directions."""
+    sys.path.insert(0, checkout)
     import fla.ops.common.chunk_o
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
@@ -59,20 +49,42 @@ def time_fla(B, T, H, K, V):
     dy = random(B, T, H, V)
     inputs = [x.requires_grad_(True) for x in (q, k, v, log_a, beta)]
     rule = lambda: chunk_gated_delta_rule(*inputs, use_qk_l2norm_in_kernel=True)[0]
-    with torch.no_grad():
-        forward = gpu.milliseconds(rule)
-    both = gpu.milliseconds(lambda: torch.autograd.grad(rule(), inputs, dy))
+    return torch.no_grad()(rule), lambda: torch.autograd.grad(rule(), inputs, dy)
+
+
+def compile_share(checkout, task):
+    """Compiles every so many of the configurations between which Triton will choose, into its cache, and runs none."""
+    (B, _, H, K, V), share, shares = task
+
+    def compile_only(tuner, *args, **kwargs):
+        tuner.nargs = dict(zip(tuner.arg_names, args))
+        kwargs.pop("warmup", None)
+        for configuration in tuner.prune_configs(kwargs)[share::shares]:
+            try:
+                tuner.fn.warmup(*args, **kwargs, **configuration.all_kwargs())
+            except Exception as error:  # Triton will not choose this one
+                print(f"{tuner.base_fn.__name__} {configuration}: {error}", file=sys.stderr)
+
+    Autotuner.run = compile_only
+    _, both = fla_rule(checkout, B, 1024, H, K, V)
+    both()
+
+
+def time_fla(checkout, *shape):
+    rule, both = fla_rule(checkout, *shape)
+    forward, both = gpu.milliseconds(rule), gpu.milliseconds(both)
     for norm in "norm", "conv_norm":
         yield f"fwd_{norm}", forward
         yield f"fwd_bwd_{norm}", both
 
 
-def accuracy(fla, case):
-    """The JSON line of one case, `case` its path without an ending."""
-    sys.path.insert(0, fla)
+def accuracy(checkout, case):
+    """The JSON line of one case, `case` its path without an ending. The first configuration will do."""
+    sys.path.insert(0, checkout)
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    compile_on_all_cores(most_configurations=1)
+    prune = Autotuner.prune_configs
+    Autotuner.prune_configs = lambda tuner, arguments: prune(tuner, arguments)[:1]
     sizes = json.loads(pathlib.Path(f"{case}.json").read_text())
     B, T, H, K, V = (sizes[letter] for letter in "BTHKV")
 
@@ -103,20 +115,24 @@ def main():
     parser.add_argument("--fla", required=True, metavar="DIR", help="a checkout of flash-linear-attention")
     parser.add_argument("--weft", metavar="PROGRAM", help="gated_delta_bench of a build with WEFT_BENCH")
     parser.add_argument("--accuracy", metavar="DIR", help="what gated_delta_accuracy_test left")
+    parser.add_argument("--only", metavar="TEXT", default="", help="shapes with TEXT in their names")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    if args.accuracy:
-        cases = sorted(path.with_suffix("") for path in pathlib.Path(args.accuracy).glob("*.json"))
-        # Each compiles for its sizes.
-        spawn = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(len(cases), mp_context=spawn) as pool:
+    # Triton compiles in one thread, which takes minutes for these kernels: processes share the work.
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(mp_context=spawn, max_tasks_per_child=1) as pool:
+        if args.accuracy:
+            cases = sorted(path.with_suffix("") for path in pathlib.Path(args.accuracy).glob("*.json"))
             for row in pool.map(functools.partial(accuracy, args.fla), cases):
                 print(row, flush=True)
-        return
-    sys.path.insert(0, args.fla)
-    compile_on_all_cores()
-    shapes = {f"B{B}_T{T}_H{H}_K{K}_V{V}": (B, T, H, K, V) for B, T, H, K, V in SHAPES}
-    gpu.compare(shapes, time_fla, "fla", args.weft, args.rounds)
+            return
+        shapes = [shape for shape in SHAPES if args.only in name_of(shape)]
+        # The last shape has the kernels of the one before.
+        tasks = [(shape, share, 8) for share in range(8) for shape in shapes if shape[0] > 1]
+        list(pool.map(functools.partial(compile_share, args.fla), tasks))
+    Autotuner.do_bench = functools.partial(triton.testing.do_bench, warmup=5, rep=25)
+    gpu.compare({name_of(shape): shape for shape in shapes}, functools.partial(time_fla, args.fla), "fla", args.weft,
+                args.rounds)
 
 
 if __name__ == "__main__":
