@@ -8,18 +8,16 @@
 //
 // Without beta it is 1, without log_a 0. So the same rule is
 //
-//   layer                              S_t =                                    erase  beta   log_a
-//   linear attention   2006.16236      S_{t-1} + k_t v_t^T                      no     -      -
-//   RetNet             2307.08621      gamma_h S_{t-1} + k_t v_t^T              no     -      log gamma_h
-//   Mamba-2            2405.21060      exp(dt_t A_h) S_{t-1} + dt_t B_t x_t^T   no     dt_t   dt_t A_h
-//   DeltaNet           2406.06484      (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T
-//                                                                               yes    b_t    -
-//   gated DeltaNet     2412.06464      a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T
-//                                                                               yes    b_t    log a_t
+// layer            arXiv       S_t =                                           erase  beta  log_a
+// linear attention 2006.16236  S_{t-1} + k_t v_t^T                             no     -     -
+// RetNet           2307.08621  g_h S_{t-1} + k_t v_t^T                         no     -     log g_h
+// Mamba-2          2405.21060  exp(d_t A_h) S_{t-1} + d_t k_t v_t^T            no     d_t   d_t A_h
+// DeltaNet         2406.06484  (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T     yes    b_t   -
+// gated DeltaNet   2412.06464  a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T yes    b_t   log a_t
 //
-// (arXiv numbers; Mamba-2 has q = C, k = B, v = x.) Inputs may have strides of 0: gamma_h for all
-// tokens, B and C for all heads of a group. Their gradients then have a row for each that shares
-// one, which the caller adds up; those of beta and log_a are left out where nobody wants them.
+// In Mamba-2's letters q = C, k = B, v = x. Inputs may have strides of 0: g_h for all tokens, B and
+// C for all heads of a group. Their gradients still have a row for each token and head, which the
+// caller adds up; those of beta and log_a are left out where nobody wants them.
 //
 // log_a <= 0. beta >= 0. With erase, beta in [0, 1], or [0, 2] for negative eigenvalues, and the
 // state stays bounded only for |k_t| <= 1: the caller normalises keys. Without, keys may have any
@@ -71,8 +69,9 @@ struct GatedDeltaFwd {
     visit.Saved("states", s.states);
   }
   void Check() const;
-  // Of the recurrence: S^T k, k u^T and S^T q. What a chunked algorithm adds is overhead, not work.
-  double Flops() const { return 6.0 * static_cast<double>(k.size() * v.dim(-1)); }
+  // Of the recurrence: k u^T, S^T q and with erase S^T k. What a chunked algorithm adds is
+  // overhead, not work.
+  double Flops() const { return (erase ? 6 : 4) * static_cast<double>(k.size() * v.dim(-1)); }
 };
 
 struct GatedDeltaBwd {
