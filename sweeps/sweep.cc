@@ -373,7 +373,7 @@ Sweep ReadSweep(const std::string& path) {
       const Setting& setting = choice.settings.front();
       cell.axes.push_back(setting);
       if (axis.size() > 1)
-        cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
+        cell.name += '/' + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
     });
   }
   if (!sweep.match.where.empty()) SetReferences(sweep, variants);
