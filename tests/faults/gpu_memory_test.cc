@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "experiments/train/trainer.h"
+#include "kernels/matmul/matmul.h"
 #include "tests/errors.h"
 
 #ifdef WEFT_CUDA
@@ -44,25 +45,51 @@ class GpuMemory : public testing::Test {
 };
 using GpuFullMemory = GpuMemory;  // little or nothing is left for others
 
+constexpr int64_t kMiB = 1 << 20;
+
+// Whether `action` succeeds with so many bytes left to it; the only error that it may end with says that
+// it is too little.
+template <class Action>
+bool Fits(int64_t left, const Action& action) {
+  const Arena others(Arena::Mode::kPlain, CudaMemory().free - left, Memory::kDevice);
+  try {
+    action();
+    return true;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kOutOfMemory) << left << " bytes left: " << error.what();
+    EXPECT_HAS(std::string(error.what()), "out of memory");
+    return false;
+  }
+}
+
 // Beside what is planned, CUDA and its libraries take some for handles and kernels when these are
-// first used. So this comes first: whatever they take, they may find too little.
-TEST_F(GpuFullMemory, TooLittleOfItIsAlwaysNamed) {
-  constexpr int64_t kMiB = 1 << 20;
+// first used, so these laws come first.
+TEST_F(GpuFullMemory, ALibraryThatFindsTooLittleIsNamed) {
+  const Stream device(std::in_place_type<CudaStream>, 0);
+  const Arena others(Arena::Mode::kPlain, CudaMemory().free - 256 * kMiB, Memory::kDevice);
+  Arena arena(Arena::Mode::kPlain, kMiB, Memory::kDevice);
+  const MatmulFwd product{.x = arena.Alloc(DType::kBF16, {1, 64, 64}, "x"),
+                          .w = arena.Alloc(DType::kBF16, {64, 64}, "w"),
+                          .y = arena.Alloc(DType::kBF16, {1, 64, 64}, "y")};
+  bool fits = false;
+  for (const int64_t left : {2, 4, 8, 16, 24, 32, 48, 64, 128}) {
+    fits = Fits(left * kMiB, [&] {
+      Stream stream(std::in_place_type<CudaStream>, 0);
+      Launch(stream, product);
+      std::get<CudaStream>(stream).Synchronize();
+    });
+  }
+  EXPECT_TRUE(fits);
+}
+
+TEST_F(GpuFullMemory, ARunThatFindsTooLittleIsNamed) {
+  const Stream device(std::in_place_type<CudaStream>, 0);
   const auto e = Make({"data.random=256", "train.batch=2"});
   const int64_t planned = PlanRun(*e, ChooseDevice(*e)).memory_bytes;
-  int64_t left = 16 * kMiB;
-  for (bool fits = false; !fits; left += left < planned - 8 * kMiB ? planned / 8 : 2 * kMiB) {
-    ASSERT_LT(left, planned + 256 * kMiB)
-        << "bytes are left, and a run of " << planned << " does not fit";
-    const Stream stream(std::in_place_type<CudaStream>, 0);
-    const Arena others(Arena::Mode::kPlain, CudaMemory().free - left, Memory::kDevice);
-    try {
-      Train(*e);
-      fits = true;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::kOutOfMemory) << left / kMiB << " MiB: " << error.what();
-      EXPECT_HAS(std::string(error.what()), "out of memory");
-    }
+  const Arena others(Arena::Mode::kPlain, CudaMemory().free - planned - 256 * kMiB,
+                     Memory::kDevice);
+  for (const int64_t beside : {-256, -64, -32, -16, -8, -4, 0, 4, 8, 16, 32, 64}) {
+    Fits(planned + beside * kMiB, [&] { Train(*e); });
   }
 }
 
