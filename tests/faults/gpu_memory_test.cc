@@ -47,8 +47,8 @@ using GpuFullMemory = GpuMemory;  // little or nothing is left for others
 
 constexpr int64_t kMiB = 1 << 20;
 
-// Whether `action` succeeds with so many bytes left to it; the only error that it may end with says that
-// it is too little.
+// Whether `action` succeeds with so many bytes left to it; the only error that it may end with says
+// that it is too little.
 template <class Action>
 bool Fits(int64_t left, const Action& action) {
   const Arena others(Arena::Mode::kPlain, CudaMemory().free - left, Memory::kDevice);
