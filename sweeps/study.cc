@@ -27,6 +27,8 @@ Plan PlanFrom(const Json& json) {
   const Json& n = json.at("parameters");
   Plan plan;
   plan.run_id = json.at("run_id");
+  plan.on_gpu = json.value("device", "cpu") == "cuda";
+  plan.gpu_share = json.value("gpu_share", 0.0);
   plan.total = n.at("total");
   plan.embedding = n.at("embedding");
   plan.head = n.at("head");
@@ -62,6 +64,8 @@ Json ToJson(const PlannedCell& planned) {
                {"axes", axes},
                {"set", planned.set},
                {"run_id", plan.run_id},
+               {"device", plan.on_gpu ? "cuda" : "cpu"},
+               {"gpu_share", plan.gpu_share},
                {"parameters",
                 {{"total", plan.total},
                  {"embedding", plan.embedding},

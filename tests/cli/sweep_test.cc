@@ -9,13 +9,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
@@ -42,7 +45,7 @@ struct FakeConfig {
   std::vector<std::string> pattern = {"attention"};
   int64_t seed = 0, threads = 0, d_model = 16, steps = 4;
   double lr = 0.001;
-  bool always_requeue = false;
+  bool always_requeue = false, gpu = false;
   int64_t step_ms = 0, exit_code = 0, requeue_at = 0, kill_at = 0;
 
   std::vector<ConfigField> Fields(bool all) {
@@ -60,6 +63,7 @@ struct FakeConfig {
     v.Key("fault.always_requeue", always_requeue, "");
     v.Key("fault.requeue_at", requeue_at, "");  // exits with 75 after this step
     v.Key("fault.kill_at", kill_at, "");        // kills itself at this step
+    v.Key("fault.gpu", gpu, "");                // says that it runs on one
     return std::move(v.fields());
   }
 };
@@ -141,6 +145,8 @@ Json FakePlan(Settings settings, const Json& cell) {
     auto fields = config.Fields(true);
     Apply(settings, fields);
     Json plan = {{"run_id", HashOf(config.Fields(false))},
+                 {"device", config.gpu ? "cuda" : "cpu"},
+                 {"gpu_share", 0.4},
                  {"parameters",
                   {{"total", config.d_model * 100},
                    {"embedding", 10},
@@ -164,6 +170,40 @@ Json FakePlan(Settings settings, const Json& cell) {
   }
 }
 
+int FakeTrainer(int argc, char** argv);
+
+// Two GPUs, as nvidia-smi would number them 4 and 7.
+int FakeDevices() {
+  for (int i : {0, 1}) std::cout << Json{{"device", i}, {"free_bytes", 1 << 30}} << "\n";
+  return 0;
+}
+
+// Notes the GPU of every line and how many are under way.
+int FakeWorker(const std::string& program) {
+  std::mutex mutex;
+  std::vector<std::thread> threads;
+  std::atomic<int> running = 0;
+  int64_t number = 0;
+  for (std::string text; std::getline(std::cin, text);) {
+    threads.emplace_back([&, text, line = ++number] {
+      const Json json = Json::parse(text);
+      const int now = ++running;
+      std::vector<std::string> words = json.at("arguments");
+      words.insert(words.begin(), program);
+      const char* gpu = std::getenv("CUDA_VISIBLE_DEVICES");
+      std::ofstream("gpus.txt", std::ios::app) << (gpu ? gpu : "any") << " " << now << std::endl;
+      std::vector<char*> argv;
+      for (std::string& word : words) argv.push_back(word.data());
+      const int code = FakeTrainer(static_cast<int>(argv.size()), argv.data());
+      --running;
+      const std::lock_guard lock(mutex);
+      std::cout << line << " " << code << std::endl;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return 0;
+}
+
 int FakeTrainer(int argc, char** argv) {
   std::string file, out = "runs", resume;
   bool cells = false;
@@ -178,6 +218,10 @@ int FakeTrainer(int argc, char** argv) {
       overrides.push_back(argv[++i]);
     } else if (argument == "--cells") {
       cells = true;
+    } else if (argument == "--devices") {
+      return FakeDevices();
+    } else if (argument.starts_with("--worker=")) {
+      return FakeWorker(argv[0]);
     } else if (argument != "--json" && argument != "--dry-run") {
       file = argument;
     }
@@ -513,6 +557,17 @@ TEST_F(SweepTest, RefusesAnUnknownActionAndConfigKeys) {
   EXPECT_EQ(Call("plan").exit_code, 2);
   EXPECT_EQ(Call("plan s.toml --jobs 0").exit_code, 2);
   EXPECT_EQ(Call("plan s.toml --seed=3").exit_code, 2);
+  for (const auto& [options, part] :
+       {std::pair{"--jobs=2 --per-device=2", "--jobs excludes --per-device"},
+        {"--per-device=0", "--per-device"},
+        {"--per-device=many", "many"},
+        {"--devices=0,x", "--devices"},
+        {"--devices=0", "--devices: the cells run on the CPU"}}) {
+    const Output output = Call(std::string("run s.toml ") + options);
+    EXPECT_EQ(output.exit_code, 2) << options;
+    EXPECT_NE(output.err.find(part), std::string::npos) << output.err;
+    EXPECT_EQ(std::count(output.err.begin(), output.err.end(), '\n'), 1) << output.err;
+  }
 }
 TEST_F(SweepTest, SaysWhenTheTrainerIsMissing) {
   fs::remove(root_ + "/bin/weft-train");
@@ -585,6 +640,35 @@ TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   const std::string log = ReadFile(run + "/log.txt");
   EXPECT_EQ(Call("run s.toml").exit_code, 0);
   EXPECT_EQ(ReadFile(run + "/log.txt"), log);
+}
+
+TEST_F(SweepTest, GpusShareTheCells) {
+  Write("s.toml", std::string(kHead) +
+                      "[variants]\nx = { fault.gpu = true, fault.step_ms = 50 }\n[axes]\nseed = "
+                      "[0, 1, 2, 3, 4, 5, 6, 7]\n");
+  // The GPUs that ran cells, and the most that one had at a time.
+  const auto used = [&](const std::string& options) {
+    fs::remove_all(root_ + "/runs");
+    fs::remove(root_ + "/gpus.txt");
+    const Output output = Finish(Start("run s.toml " + options, "CUDA_VISIBLE_DEVICES=4,7"));
+    EXPECT_EQ(output.exit_code, 0) << output.err;
+    std::istringstream lines(Read("gpus.txt"));
+    std::map<std::string, int> most, cells;
+    std::string gpu;
+    for (int at_once; lines >> gpu >> at_once; ++cells[gpu])
+      most[gpu] = std::max(most[gpu], at_once);
+    int all = 0;
+    for (const auto& [name, count] : cells) all += count;
+    EXPECT_EQ(all, 8);
+    return most;
+  };
+  using Most = std::map<std::string, int>;
+  EXPECT_EQ(used(""), (Most{{"4", 2}, {"7", 2}}));  // each keeps 0.4 of a GPU busy
+  EXPECT_EQ(used("--per-device=3"), (Most{{"4", 3}, {"7", 3}}));
+  EXPECT_EQ(used("--per-device=1 --devices=1"), (Most{{"7", 1}}));
+  const Output none = Call("run s.toml --devices=2");
+  EXPECT_EQ(none.exit_code, 2);
+  EXPECT_NE(none.err.find("--devices: GPU 2 is not there, found 2"), std::string::npos) << none.err;
 }
 
 TEST_F(SweepTest, ASweepThatGrewRunsTheNewCellsOnly) {
