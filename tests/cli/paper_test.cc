@@ -21,6 +21,11 @@ using Texts = std::vector<std::string>;
 
 class Paper : public testing::Test {
  protected:
+  void SetUp() override {
+    if (Shell(folder_.path(), "command -v pdflatex").code != 0)
+      GTEST_SKIP()
+          << "NO LATEX: the paper was not built. Install texlive-latex-base to have it checked";
+  }
   ShellResult Build(const std::string& arguments = "--text text") const {
     return Shell(folder_.path(), "'" WEFT_SOURCE_DIR "/analysis/weft-paper' --fit '" +
                                      Program("fit") + "' --data data --out out --bootstrap 10 " +
