@@ -43,6 +43,8 @@ Questions (lists, such as --n 1B,7B)
   --d --loss     the parameters that reach the loss
   --loss         the least compute that reaches the loss
   --flops        the compute-optimal split and its loss
+
+Compute is 6 N D for a CSV without a column flops, else what the points say: of a sweep, FLOPs counted from the ops.
   --parity       from measured curves: the tokens that reach the loss with which the reference ends
 )";
 
@@ -108,11 +110,9 @@ std::string Named(const std::string& architecture) {
 }
 
 Json ToJson(const Law& law) {
-  return {{"E", Finite(law.E)},
-          {"A", Finite(law.A)},
-          {"alpha", Finite(law.alpha)},
-          {"B", Finite(law.B)},
-          {"beta", Finite(law.beta)}};
+  return {{"E", Finite(law.E)}, {"A", Finite(law.A)},       {"alpha", Finite(law.alpha)},
+          {"B", Finite(law.B)}, {"beta", Finite(law.beta)}, {"k", law.k},
+          {"g", law.g}};
 }
 
 struct Coefficient {
@@ -179,9 +179,34 @@ void WarnOfWideInterval(const std::string& architecture, std::string_view coeffi
                   Named(architecture), coefficient, interval.low, interval.high));
 }
 
+// Gives the laws of an architecture, of the fit and of all draws, the FLOPs of its points.
+void SetCosts(const Points& points, std::vector<Fit>& fits, Ensemble& ensemble, Output& out) {
+  size_t k = 0;
+  for (Fit& fit : fits) {
+    for (size_t i = 0; i < fit.architectures.size(); ++i, ++k) {
+      const TrainingCost cost = CostOf(points.Of(fit.architectures[i]));
+      if (!(cost.g > 0)) {
+        out.Warn(
+            fmt::format("{}: FLOPs per token do not grow with n, as {:.4g} N^{:.4g}: compute "
+                        "is taken as 6 N D",
+                        Named(fit.architectures[i]), cost.k, cost.g));
+        continue;
+      }
+      const auto set = [&](Law& law) { law.k = cost.k, law.g = cost.g; };
+      set(fit.laws[i]), set(ensemble.laws[k]);
+      for (std::vector<Law>& draw : ensemble.draws) set(draw[k]);
+      if (cost.worst > 0) {
+        out.Say(fmt::format("{}: FLOPs per token as counted, {:.4g} N^{:.4g} within {}",
+                            Named(fit.architectures[i]), cost.k, cost.g,
+                            Written(Style::kPercent, cost.worst)));
+      }
+    }
+  }
+}
+
 // Laws of approach 3 with all that is known of them; their draws.
 Ensemble FitChinchilla(const Points& points, const Settings& s, Output& out) {
-  const std::vector<Fit> fits = FitLaws(points.points, s.fit);
+  std::vector<Fit> fits = FitLaws(points.points, s.fit);
   Ensemble ensemble;
   if (s.bootstrap.draws > 0) {
     ensemble = Bootstrap(points.points, s.fit, fits, s.bootstrap);
@@ -198,6 +223,7 @@ Ensemble FitChinchilla(const Points& points, const Settings& s, Output& out) {
       ensemble.laws.insert(ensemble.laws.end(), fit.laws.begin(), fit.laws.end());
     }
   }
+  SetCosts(points, fits, ensemble, out);
   const std::vector<LeftOut> left_out = LeaveOneSizeOut(points.points, s.fit);
 
   Table table{"laws",
@@ -339,8 +365,10 @@ Ensemble ReadLaws(const std::string& path, std::vector<Repetition>& repetitions)
   try {
     const Json json = Json::parse(ReadFile(path));
     for (const Json& fit : json.at("fits")) {
-      const Law law{fit.at("E"), fit.at("A"), fit.at("alpha"), fit.at("B"), fit.at("beta")};
-      if (!(law.E >= 0 && law.A > 0 && law.B > 0 && law.alpha > 0 && law.beta > 0)) {
+      const Law law{fit.at("E"),    fit.at("A"),         fit.at("alpha"),    fit.at("B"),
+                    fit.at("beta"), fit.value("k", 6.0), fit.value("g", 1.0)};
+      const bool positive = law.A > 0 && law.B > 0 && law.alpha > 0 && law.beta > 0 && law.k > 0;
+      if (!(law.E >= 0 && positive && law.g > 0)) {
         Fail(ExitCode::kData, path, ": the law of \"", fit.value("architecture", ""),
              "\" has a coefficient that is not above 0");
       }

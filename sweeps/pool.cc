@@ -84,7 +84,7 @@ class Pool {
       }
     }
     std::stable_sort(queue_.begin(), queue_.end(),
-                     [&](size_t a, size_t b) { return left_[a] > left_[b]; });
+                     [&](size_t a, size_t b) { return Urgency(a) < Urgency(b); });
   }
 
   int Run() {
@@ -119,6 +119,11 @@ class Pool {
   double Left(size_t i, int64_t step) const {
     const Plan& plan = study_.cells[i].plan;
     return Worked(i, step, std::max<int64_t>(1, plan.steps));
+  }
+
+  // Lower comes first: the sweep's order, then what takes longest.
+  std::pair<int64_t, double> Urgency(size_t i) const {
+    return {study_.cells[i].cell.round, -left_[i]};
   }
 
   // The place with the fewest cells that has room for this one; null when there is none.
@@ -362,7 +367,7 @@ class Pool {
   const size_t total_;
   const bool terminal_ = isatty(STDERR_FILENO) != 0;
   Children children_;
-  std::deque<size_t> queue_;  // of cells, the longest first
+  std::deque<size_t> queue_;  // of cells, the most urgent first
   std::vector<Attempt> running_;
   std::vector<Worker> workers_;  // of the places
   std::vector<int> requeues_;

@@ -38,11 +38,12 @@ std::vector<Place> PlacesOnGpus(const std::string& trainer, int slots,
 double Makespan(const std::vector<double>& running, const std::vector<double>& queued, int jobs);
 
 // Brings the cells to their end that are not there yet: those that were started are resumed, a cell
-// that another process writes is waited for, the longest are taken first. A cell that fails is
-// noted in the study's files and stops no other; one that exits with kRequeue is run again.
-// Diverged cells are left: they would diverge again. When a process that several cells share dies,
-// they are run again in processes of their own, so that the one at fault is found. Progress goes to
-// stderr. Returns the signal that stopped it, after all children have ended; 0 = none did.
+// that another process writes is waited for, lower rounds are taken first, in a round the longest.
+// A cell that fails is noted in the study's files and stops no other; one that exits with kRequeue
+// is run again. Diverged cells are left: they would diverge again. When a process that several
+// cells share dies, they are run again in processes of their own, so that the one at fault is
+// found. Progress goes to stderr. Returns the signal that stopped it, after all children have
+// ended; 0 = none did.
 int RunPool(const Study& study, const std::vector<size_t>& cells, const PoolOptions& options);
 
 }  // namespace weft

@@ -62,6 +62,7 @@ Json ToJson(const PlannedCell& planned) {
                {"variant", planned.cell.variant},
                {"case", planned.cell.case_name},
                {"axes", axes},
+               {"round", planned.cell.round},
                {"set", planned.set},
                {"run_id", plan.run_id},
                {"device", plan.on_gpu ? "cuda" : "cpu"},
@@ -99,6 +100,7 @@ PlannedCell CellFrom(const Json& json, const std::string& origin) {
   for (const auto& [key, value] : json.at("axes").items()) {
     planned.cell.axes.push_back({key, ParseValue(value.dump(), origin), origin});
   }
+  planned.cell.round = json.at("round");
   planned.set = json.at("set").get<std::vector<std::string>>();
   planned.plan = PlanFrom(json);
   return planned;

@@ -161,8 +161,8 @@ int StatusCommand(const Study& study, bool json) {
   return 0;
 }
 
-int CollectCommand(const Study& study, bool unfinished) {
-  const Collected collected = Collect(study, unfinished);
+int CollectCommand(const Study& study, const CollectOptions& options) {
+  const Collected collected = Collect(study, options);
   for (const std::string& cell : collected.broken) fmt::print(stderr, "weft sweep: {}\n", cell);
   if (!collected.left_out.empty()) {
     fmt::print(stderr, "weft sweep: {} of {} cells are left out:\n", collected.left_out.size(),
@@ -262,7 +262,7 @@ int RunCommand(const Sweep& sweep, const std::string& out, const Packing& packin
                out == kDefaultOut ? "" : " --out " + out);
     return static_cast<int>(signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue);
   }
-  int code = CollectCommand(study, /*unfinished=*/false);
+  int code = CollectCommand(study, {});
   std::string failed;
   for (const PlannedCell& cell : study.cells) {
     const CellState state = StateOf(study, cell);
@@ -279,7 +279,8 @@ int RunCommand(const Sweep& sweep, const std::string& out, const Packing& packin
 
 int Main(CLI::App& app, int argc, char** argv) {
   std::string action, file, out = kDefaultOut, cluster;
-  bool json = false, dry_run = false, unfinished = false;
+  bool json = false, dry_run = false;
+  CollectOptions collect;
   SlurmOptions slurm;
   int task = -1;
   Packing packing;
@@ -307,8 +308,10 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->delimiter(',')
       ->excludes(jobs);
   app.add_flag("--json", json, "plan, status: machine-readable output");
-  app.add_flag("--unfinished", unfinished,
+  app.add_flag("--unfinished", collect.unfinished,
                "collect: with what cells that are not done have written");
+  app.add_flag("--slim", collect.slim,
+               "collect: training curves as means, at most 64 per cell: a file to commit");
   app.add_option("--cluster", cluster, "submit: what runs the cells")
       ->check(CLI::IsMember({"slurm"}));
   app.add_option("--limit", slurm.limit, "submit: tasks at a time; 0 = no limit")
@@ -358,7 +361,7 @@ int Main(CLI::App& app, int argc, char** argv) {
                "was started\n",
                file);
   }
-  return action == "status" ? StatusCommand(study, json) : CollectCommand(study, unfinished);
+  return action == "status" ? StatusCommand(study, json) : CollectCommand(study, collect);
 }
 
 }  // namespace

@@ -145,7 +145,7 @@ std::vector<Table> Answer(const Ensemble& ensemble, const Asked& asked) {
   }
 
   Table optimal{"optimal",
-                "Compute-optimal split of 6 N D",
+                "Compute-optimal split of a budget",
                 all.Columns({"flops", "architecture", "n", "d", "loss"}, {"difference"}),
                 {}};
   for (const double flops : asked.flops) {

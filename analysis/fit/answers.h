@@ -6,8 +6,10 @@
 //                              architecture reaches the reference's loss, savings = d / tokens
 //   n and loss     tokens      D that reaches the loss; savings = D_reference / D
 //   d and loss     parameters  N that reaches the loss
-//   flops          optimal     the best split of 6 N D = flops, its loss
-//   loss alone     compute     the least 6 N D that reaches the loss; savings likewise
+//   flops          optimal     the best split of the budget, its loss
+//   loss alone     compute     the least budget that reaches the loss; savings likewise
+//
+// A budget is C = k N^g D FLOPs, see law.h.
 //
 // Savings above 1 favour the architecture.
 

@@ -8,8 +8,6 @@ namespace weft {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kFlopsPerParameterAndToken = 6;
-
 // G of the header.
 double Balance(const Law& law) {
   return std::pow(law.alpha * law.A / (law.beta * law.B), 1 / (law.alpha + law.beta));
@@ -35,16 +33,16 @@ double Law::ParametersFor(double d, double loss) const {
 }
 
 Law::Allocation Law::Optimal(double flops) const {
-  const double product = flops / kFlopsPerParameterAndToken;
-  const double n = Balance(*this) * std::pow(product, SizeExponent());
-  return {n, product / n, Loss(n, product / n)};
+  const double ratio = alpha * A / (g * beta * B);
+  const double n = std::pow(ratio, 1 / (alpha + g * beta)) * std::pow(flops / k, SizeExponent());
+  const double d = flops / (k * std::pow(n, g));
+  return {n, d, Loss(n, d)};
 }
 
 double Law::FlopsFor(double loss) const {
-  // At the optimum alpha A / N^alpha = beta B / D^beta.
-  const double n = Solve(A * (1 + alpha / beta), alpha, loss - E);
-  const double d = Solve(B * (1 + beta / alpha), beta, loss - E);
-  return kFlopsPerParameterAndToken * n * d;
+  const double n = Solve(A * (1 + alpha / (g * beta)), alpha, loss - E);
+  const double d = Solve(B * (1 + g * beta / alpha), beta, loss - E);
+  return k * std::pow(n, g) * d;
 }
 
 double UsefulParameters(const Law& law, double n, double unique) {

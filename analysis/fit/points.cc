@@ -194,6 +194,62 @@ void Examine(Points& all, bool has_seed_column) {
   }
 }
 
+constexpr const char* kRate = "optim.lr";
+
+// Of points that differ in their learning rate, keeps those of the best: for each architecture,
+// size and number of tokens the rate with the lowest mean loss over seeds, among the rates that
+// most seeds have. Curves are those of the rate that is best at the most tokens.
+void KeepBestRates(const std::vector<double>& rates, const std::vector<size_t>& cell_of_point,
+                   const std::vector<size_t>& cell_of_curve, Points& all) {
+  using Size = std::tuple<std::string, std::string, double>;
+  struct Losses {
+    int seeds = 0;
+    double sum = 0;
+    bool operator<(const Losses& other) const {
+      return seeds != other.seeds ? seeds > other.seeds : sum < other.sum;
+    }
+  };
+  const auto size_of = [](const Point& p) { return Size{p.architecture, p.size, p.n}; };
+  std::map<Size, std::map<double, std::map<double, Losses>>> losses;  // by size, tokens and rate
+  for (size_t i = 0; i < all.points.size(); ++i) {
+    const Point& p = all.points[i];
+    Losses& those = losses[size_of(p)][p.d][rates[cell_of_point[i]]];
+    ++those.seeds, those.sum += p.loss;
+  }
+  const auto best = [](const std::map<double, Losses>& by_rate) {
+    return std::min_element(by_rate.begin(), by_rate.end(),
+                            [](const auto& a, const auto& b) { return a.second < b.second; });
+  };
+  int groups = 0, at_an_end = 0;
+  for (const auto& [size, by_tokens] : losses) {
+    for (const auto& [tokens, by_rate] : by_tokens) {
+      const auto at = best(by_rate);
+      ++groups;
+      at_an_end += by_rate.size() > 1 && (at == by_rate.begin() || std::next(at) == by_rate.end());
+    }
+  }
+  const auto keep = [&](std::vector<Point>& points, const std::vector<size_t>& cell_of,
+                        const auto& by_rate_of) {
+    std::vector<Point> kept;
+    for (size_t i = 0; i < points.size(); ++i) {
+      const auto size = losses.find(size_of(points[i]));
+      if (size == losses.end()) continue;
+      if (best(by_rate_of(size->second, points[i]))->first == rates[cell_of[i]])
+        kept.push_back(std::move(points[i]));
+    }
+    points = std::move(kept);
+  };
+  const size_t before = all.points.size();
+  keep(all.points, cell_of_point,
+       [](const auto& by_tokens, const Point& p) { return by_tokens.at(p.d); });
+  keep(all.curves, cell_of_curve,
+       [](const auto& by_tokens, const Point&) { return by_tokens.rbegin()->second; });
+  all.notes.push_back(Cat(kRate, ": of ", before, " points the ", all.points.size(),
+                          " of the best rate are kept, which is chosen by this loss for each of ",
+                          groups, " architectures, sizes and numbers of tokens; in ", at_an_end,
+                          " of them it is the lowest or the highest that was tried"));
+}
+
 Points ReadSweep(const std::string& path, const ReadOptions& options) {
   Points all{path, ChecksumHex(ReadFile(path))};
   bool is_sweep = false;
@@ -240,6 +296,21 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
   const std::vector<double> exit_codes = cells.Numbers("exit_code");
   const std::vector<double> planned =
       has("tokens") ? cells.Numbers("tokens") : std::vector<double>(n.size(), 0);
+  const std::vector<double> flops_per_token = has("training_flops_per_token")
+                                                  ? cells.Numbers("training_flops_per_token")
+                                                  : std::vector<double>(n.size(), 0);
+  const auto value_of = [&](const std::string& axis, size_t i) {
+    return std::visit([&](const auto& values) { return Cat(values[i]); },
+                      cells.Column(axis).values);
+  };
+  // What all cells share tells none apart.
+  std::erase_if(axes, [&](const std::string& axis) {
+    if (axis == "seed") return false;
+    size_t i = 0;
+    while (i < n.size() && value_of(axis, i) == value_of(axis, 0)) ++i;
+    return i == n.size();
+  });
+  const bool has_rates = std::erase(axes, kRate) > 0;
   std::vector<Point> templates(n.size());
   for (size_t i = 0; i < n.size(); ++i) {
     Point& point = templates[i];
@@ -247,16 +318,15 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
     point.n = n[i];
     point.size = cases[i];
     for (const std::string& axis : axes) {
-      const H5Column& column = cells.Column(axis);
-      const std::string value =
-          std::visit([&](const auto& values) { return Cat(values[i]); }, column.values);
+      const std::string value = value_of(axis, i);
       if (axis == "seed")
         point.seed = std::stoll(value);
       else
         point.size += (point.size.empty() ? "" : " ") + axis + "=" + value;
     }
     point.origin = Cat("cell ", i, " (", variants[i], point.size.empty() ? "" : " " + point.size,
-                       " seed=", point.seed, ")");
+                       has_rates ? Cat(" lr=", value_of(kRate, i)) : "", " seed=", point.seed, ")");
+    point.flops = flops_per_token[i] > 0 ? flops_per_token[i] : 6 * point.n;  // per token
   }
 
   const std::vector<double> cell = eval.Numbers("cell"), tokens = eval.Numbers("tokens"),
@@ -266,6 +336,7 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
   std::set<std::string> known_names(names.begin(), names.end());
   std::map<size_t, std::vector<size_t>>
       finals;  // of a cell, its rows of /eval with decayed weights
+  std::vector<size_t> cell_of_point, cell_of_curve;
   for (size_t r = 0; r < cell.size(); ++r) {
     if (names[r] != options.evaluation) continue;
     const auto i = static_cast<size_t>(cell[r]);
@@ -279,8 +350,9 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
     Point point = templates[i];
     point.d = tokens[r];
     point.loss = nll[r];
-    point.flops = 6 * point.n * point.d;
+    point.flops *= point.d;
     all.curves.push_back(point);
+    cell_of_curve.push_back(i);
   }
   std::map<double, std::vector<size_t>> by_labels;
   for (size_t i = 0; i < templates.size(); ++i) {
@@ -311,9 +383,10 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
       } else {
         point.d = tokens[r];
         point.loss = nll[r];
-        point.flops = 6 * point.n * point.d;
+        point.flops = templates[i].flops * point.d;
         by_labels[labels[r]].push_back(i);
         all.points.push_back(point);
+        cell_of_point.push_back(i);
       }
     }
   }
@@ -331,6 +404,7 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
          few == by_labels.begin()->first ? by_labels.rbegin()->first : by_labels.begin()->first,
          "; evaluate all cells on the same text");
   }
+  if (has_rates) KeepBestRates(cells.Numbers(kRate), cell_of_point, cell_of_curve, all);
   Examine(all, /*has_seed_column=*/true);
   return all;
 }
@@ -383,6 +457,26 @@ std::vector<Point> Points::Of(const std::string& architecture) const {
     if (point.architecture == architecture) some.push_back(point);
   }
   return some;
+}
+
+TrainingCost CostOf(std::span<const Point> points) {
+  TrainingCost cost;
+  const auto error = [&](const Point& p) {
+    return std::abs(cost.k * std::pow(p.n, cost.g) * p.d / p.flops - 1);
+  };
+  if (std::all_of(points.begin(), points.end(), [&](const Point& p) { return error(p) < 1e-9; }))
+    return cost;
+  double x = 0, y = 0, xx = 0, xy = 0;  // means, then sums about them
+  const auto count = static_cast<double>(points.size());
+  for (const Point& p : points) x += std::log(p.n) / count, y += std::log(p.flops / p.d) / count;
+  for (const Point& p : points) {
+    xx += std::pow(std::log(p.n) - x, 2);
+    xy += (std::log(p.n) - x) * (std::log(p.flops / p.d) - y);
+  }
+  if (xx > 0) cost.g = xy / xx;
+  cost.k = std::exp(y - cost.g * x);
+  for (const Point& p : points) cost.worst = std::max(cost.worst, error(p));
+  return cost;
 }
 
 Points ParseCsv(const std::string& text, const std::string& path, const ReadOptions& options) {

@@ -5,13 +5,15 @@
 // architecture, seed, size, unique (unique tokens) and flops may be. Other columns are ignored.
 // A sweep is sweep.h5 or its directory: of every finished cell, a point for each evaluation of
 // decayed weights on held-out text, at the end of the run and of each period of its schedule. The
-// variant is the architecture, case and axes other than the seed are the size.
+// variant is the architecture, case and axes of several values are the size: all but the seed, and
+// optim.lr, of which the best value is taken. FLOPs are those that a step of the run counts.
 //
 // Errors: ExitCode::kData, naming file, line and column, for what is missing, no number, not
 // finite, not positive, or there twice; kUsage for a column or count that does not exist.
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,7 +25,7 @@ struct Point {
   double n = 0;              // parameters
   double d = 0;              // tokens
   double loss = 0;
-  double flops = 0;   // 6 N D unless given
+  double flops = 0;   // 6 N D unless given or counted
   double unique = 0;  // unique tokens; 0 = unknown
   int64_t seed = 0;
   std::string origin;  // "points.csv:12", "cell gdn seed=1"
@@ -62,6 +64,14 @@ struct ReadOptions {
   std::string count = "parameters";  // column of /cells that is N
   std::string evaluation = "text";   // /eval's name
 };
+
+// FLOPs per token as k N^g: 6 N where all points say so, else the line through their logs, its
+// slope 1 where there is one size only.
+struct TrainingCost {
+  double k = 6, g = 1;
+  double worst = 0;  // largest relative error at a point
+};
+TrainingCost CostOf(std::span<const Point> points);
 
 Points ReadPoints(const std::string& path, const ReadOptions& options);
 // The text of a CSV file; `path` names it in errors.

@@ -218,6 +218,7 @@ void DeclareStreams(Journal& journal, const Experiment& e) {
                    {"tokens", "token", kInteger},
                    {"difficulty", "1", kInteger},
                    {"accuracy", "1", kNumber},
+                   {"exact_match", "1", kNumber},
                    {"nll", "nat/label", kNumber},
                    {"labels", "label", kInteger},
                    {"chance", "1", kNumber},
@@ -234,6 +235,7 @@ void AppendEvaluation(Journal& journal, const Trainer::Evaluation& v, double cha
                                     {"tokens", moment.tokens},
                                     {"difficulty", v.difficulty},
                                     {"accuracy", v.score.accuracy},
+                                    {"exact_match", v.score.exact_match},
                                     {"nll", v.score.nll},
                                     {"labels", v.score.labels},
                                     {"chance", chance},
@@ -246,10 +248,11 @@ std::string EvaluationTable(const Experiment& e,
   for (const auto& v : evaluations) {
     if (e.task) {
       if (text.empty())
-        text = fmt::format("{:<20} {:>10} {:>9} {:>7} {:>9}\n", "task", "difficulty", "accuracy",
-                           "chance", "nats");
-      text += fmt::format("{:<20} {:>10} {:>9.4f} {:>7.3f} {:>9.4f}\n", v.name, v.difficulty,
-                          v.score.accuracy, ChanceOf(e, v), v.score.nll);
+        text = fmt::format("{:<20} {:>10} {:>9} {:>7} {:>7} {:>9}\n", "task", "difficulty",
+                           "accuracy", "exact", "chance", "nats");
+      text +=
+          fmt::format("{:<20} {:>10} {:>9.4f} {:>7.4f} {:>7.3f} {:>9.4f}\n", v.name, v.difficulty,
+                      v.score.accuracy, v.score.exact_match, ChanceOf(e, v), v.score.nll);
     } else {
       text += fmt::format("held-out text: {:.4f} nats/byte, {:.4f} bits/byte, {} bytes\n",
                           v.score.nll, v.score.BitsPerByte(), v.score.labels);

@@ -67,7 +67,7 @@ struct RunIo {
 ExitCode TrainToEnd(const Experiment& experiment, RunDirectory& run, Trainer& trainer,
                     double seconds_before, const RunIo& io = {});
 
-// Evaluations as the lines of a table, "difficulty  accuracy  chance  nats" or "nats/byte
+// Evaluations as the lines of a table, "difficulty  accuracy  exact  chance  nats" or "nats/byte
 // bits/byte".
 std::string EvaluationTable(const Experiment& experiment,
                             const std::vector<Trainer::Evaluation>& evaluations);

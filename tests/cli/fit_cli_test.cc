@@ -307,6 +307,8 @@ struct Cell {
   int64_t seen = 0;   // tokens at the last evaluation; 0 = all
   int64_t labels = 4096;
   bool decays = false;  // before every evaluation, not only the last
+  double rate = 1e-3;
+  double training_flops = 0;  // per token; 0 = not counted
 };
 
 // sweep.h5 as weft sweep collect writes it, two evaluations and losses per cell.
@@ -328,6 +330,8 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
                   {"body_parameters", c.n / 2},
                   {"tokens", c.tokens},
                   {"flops_per_token", 2 * static_cast<double>(c.n)},
+                  {"training_flops_per_token", c.training_flops},
+                  {"optim.lr", c.rate},
                   {"seconds", 10.0}});
     if (c.state == "queued") continue;
     for (int64_t half = 1; half <= 2; ++half) {
@@ -355,7 +359,7 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
             {{"format", std::string("weft-sweep")},
              {"study", std::string("ladder")},
              {"question", std::string("Which needs fewer tokens?")},
-             {"axes", Texts{"seed"}}}}});
+             {"axes", Texts{"seed", "optim.lr"}}}}});
 }
 
 std::vector<Cell> Cells(const Numbers& sizes = {std::begin(kSizes), std::end(kSizes)},
@@ -429,6 +433,66 @@ TEST(FitCli, EveryDecayOfARunIsAPoint) {
   const Result r = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json"});
   ASSERT_EQ(r.code, 0) << r.err;
   EXPECT_EQ(Json::parse(r.out)["points"]["count"], cells.size() * 3 / 2);
+}
+
+TEST(FitCli, ComputeIsThatOfTheRuns) {
+  Scratch scratch;
+  std::vector<Cell> cells = Cells();
+  for (Cell& cell : cells) {
+    if (cell.variant == "gdn")
+      cell.training_flops = 40 * std::pow(static_cast<double>(cell.n), 0.9);
+  }
+  WriteSweep(scratch / "sweep.h5", cells);
+  Result r = Fit(scratch, {"sweep.h5", "--bootstrap=10", "--json", "--flops=1e20"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const Json json = Json::parse(r.out);
+  EXPECT_EQ(json["fits"][0]["k"], 6.0);
+  EXPECT_EQ(json["fits"][0]["g"], 1.0);
+  EXPECT_NEAR(json["fits"][1]["k"], 40, 1e-6);
+  EXPECT_NEAR(json["fits"][1]["g"], 0.9, 1e-9);
+  for (const Json& row : json["points"]["rows"]) {
+    const double n = row["n"], d = row["d"];
+    const double flops = row["architecture"] == "gdn" ? 40 * std::pow(n, 0.9) * d : 6 * n * d;
+    EXPECT_NEAR(row["flops"].get<double>() / flops, 1, 1e-12);
+  }
+  const Json& best = json["optimal"][1];
+  EXPECT_NEAR(40 * std::pow(best["n"].get<double>(), 0.9) * best["d"].get<double>() / 1e20, 1,
+              1e-6);
+  Spill(scratch / "laws.json", r.out);
+  r = Fit(scratch, {"laws.json", "--json", "--flops=1e20"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(Json::parse(r.out)["optimal"][1]["n"], best["n"]);
+
+  for (Cell& cell : cells) cell.training_flops = 1e20 / static_cast<double>(cell.n);
+  WriteSweep(scratch / "sweep.h5", cells);
+  r = Fit(scratch, {"sweep.h5", "--bootstrap=0"});
+  EXPECT_EQ(r.code, 0);
+  EXPECT_NE(r.err.find("FLOPs per token do not grow with n"), r.err.npos) << r.err;
+}
+
+TEST(FitCli, OfSeveralLearningRatesTheBestIsTaken) {
+  Scratch scratch;
+  const std::vector<Cell> best = Cells();
+  std::vector<Cell> cells = best;
+  for (Cell cell : best) {
+    cell.rate = 2e-3, cell.factor *= 1.01;
+    cells.push_back(cell);
+    cell.rate = 5e-4, cell.factor *= 0.5;  // better, but of one seed only
+    if (cell.seed == 0 && cell.variant == "gdn") cells.push_back(cell);
+  }
+  WriteSweep(scratch / "sweep.h5", cells);
+  const Result r = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json", "--parity"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.err.find(Cat("of ", cells.size(), " points the ", best.size(),
+                           " of the best rate are kept")),
+            r.err.npos)
+      << r.err;
+  EXPECT_NE(r.err.find("in 16 of them it is the lowest or the highest"), r.err.npos) << r.err;
+  WriteSweep(scratch / "sweep.h5", best);
+  const Result alone = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json", "--parity"});
+  const Json json = Json::parse(r.out), expected = Json::parse(alone.out);
+  EXPECT_EQ(json["fits"], expected["fits"]);
+  EXPECT_EQ(json["parity"], expected["parity"]);
 }
 
 TEST(FitCli, ASweepWithoutFinishedCellsOrWithOtherTextIsRefused) {
@@ -520,8 +584,8 @@ void WriteLadder(const Scratch& scratch) {
   SpillDeep(scratch / "ladder/run0/environment.json", "{\"git_commit\": \"0123\"}\n");
 }
 
-const std::set<std::string> kFigures = {"training", "loss-tokens", "loss-flops", "surface",
-                                        "savings",  "isoflop",     "cost"};
+const std::set<std::string> kFigures = {"loss",    "loss-tokens", "loss-flops", "surface",
+                                        "savings", "isoflop",     "cost"};
 
 std::set<std::string> Matches(const std::string& text, const char* pattern) {
   std::set<std::string> all;
@@ -558,6 +622,19 @@ TEST(Report, HoldsFiguresTablesSettingsAndNothingFromTheNetwork) {
   EXPECT_EQ(page, Slurp(scratch / "again.html"));
 }
 
+TEST(Report, WeftPlotDrawsTheSameFiguresFromTheFileAlone) {
+  Scratch scratch;
+  WriteLadder(scratch);
+  std::filesystem::rename(scratch / "ladder/sweep.h5", scratch / "small.h5");
+  for (const std::string& figure : kFigures) {
+    Process process(scratch.path(),
+                    {WEFT_SOURCE_DIR "/analysis/weft-plot", "small.h5", "--fit", Program("fit"),
+                     "--bootstrap", "5", "--figure", figure, "-o", figure + ".svg"});
+    ASSERT_EQ(process.Wait(), 0) << figure << ": " << process.err();
+    EXPECT_TRUE(Slurp(scratch / (figure + ".svg")).ends_with("</svg>\n"));
+  }
+}
+
 TEST(Report, ErrorsAreOneLine) {
   Scratch scratch;
   WriteLadder(scratch);
@@ -581,8 +658,44 @@ TEST(Report, ASweepThatCannotBeFittedSaysWhy) {
   ASSERT_EQ(r.code, 0) << r.err;
   const std::string page = Slurp(scratch / "report.html");
   EXPECT_NE(page.find("No law was fitted: architecture attention: found 4 points"), page.npos);
-  EXPECT_EQ(Matches(page, "data-figure=\"([a-z-]+)\""),
-            (std::set<std::string>{"training", "cost"}));
+  EXPECT_EQ(Matches(page, "data-figure=\"([a-z-]+)\""), (std::set<std::string>{"loss", "cost"}));
+}
+
+// Three sizes of decode state, two seeds: what has no law.
+void WriteRecall(const std::string& path) {
+  TableRows cells("/cells"), eval("/eval"), train("/train");
+  int64_t i = 0;
+  for (const std::string variant : {"rnn", "attention"}) {
+    for (const int64_t width : {16, 32, 64}) {
+      for (int64_t seed = 0; seed < 2; ++seed, ++i) {
+        cells.Add({{"cell", i},
+                   {"variant", variant},
+                   {"case", ""},
+                   {"model.d_model", width},
+                   {"seed", seed},
+                   {"run_id", "run"},
+                   {"state", "done"},
+                   {"parameters", width * width},
+                   {"state_bytes", 4 * width}});
+        for (const int64_t difficulty : {8, 64}) {
+          eval.Add({{"cell", i},
+                    {"step", 1},
+                    {"tokens", 64},
+                    {"name", "recall"},
+                    {"difficulty", difficulty},
+                    {"accuracy", 0.3 + 0.3 * static_cast<double>(seed)},
+                    {"nll", 1.0},
+                    {"labels", 100},
+                    {"chance", 0.25}});
+        }
+        train.Add({{"cell", i}, {"step", 1}, {"tokens", 64}, {"loss", 1.0}});
+      }
+    }
+  }
+  WriteH5(path, {cells.table(), eval.table(), train.table()},
+          {{"/",
+            {{"format", std::string("weft-sweep")},
+             {"axes", std::vector<std::string>{"model.d_model", "seed"}}}}});
 }
 
 // Every figure has a place on the page and marks within it, as the browser lays them out.
@@ -598,7 +711,8 @@ TEST(Report, ABrowserDrawsEveryFigure) {
         << "NO BROWSER: the report was not looked at. Install chromium to have its figures checked";
   }
   WriteLadder(scratch);
-  const Result r = Report(scratch, {"ladder", "--bootstrap", "5"});
+  WriteRecall(scratch / "recall.h5");
+  const Result r = Report(scratch, {"ladder", "recall.h5", "--bootstrap", "5"});
   ASSERT_EQ(r.code, 0) << r.err;
   Spill(scratch / "seen.html", Slurp(scratch / "report.html") + R"(<pre id="seen"></pre><script>
 const seen = document.getElementById("seen");
@@ -620,8 +734,13 @@ for (const figure of document.querySelectorAll("figure[data-figure]")) {
   ASSERT_EQ(dom.code, 0) << dom.output.substr(0, 2000);
   const size_t at = dom.output.find("<pre id=\"seen\">");
   ASSERT_NE(at, dom.output.npos);
+  const std::string all =
+      Shell(scratch.path(), "PYTHONDONTWRITEBYTECODE=1 PYTHONPATH='" WEFT_SOURCE_DIR
+                            "/analysis' /usr/bin/python3 -c "
+                            "'from studies.figures import FIGURES; print(*FIGURES)'")
+          .output;
   EXPECT_EQ(Matches(dom.output.substr(at, dom.output.find("</pre>", at) - at), "\\[([a-z-]+)\\]"),
-            kFigures);
+            Matches(all, "([a-z-]+)"));
 }
 
 }  // namespace

@@ -81,6 +81,7 @@ int Train(FakeConfig& config, RunDirectory run) {
                                           {"tokens", "token", ColumnType::kInteger},
                                           {"difficulty", "1", ColumnType::kInteger},
                                           {"accuracy", "1"},
+                                          {"exact_match", "1"},
                                           {"nll", "nat/label"},
                                           {"labels", "label", ColumnType::kInteger},
                                           {"chance", "1"},
@@ -118,6 +119,7 @@ int Train(FakeConfig& config, RunDirectory run) {
                     {"tokens", step * 100},
                     {"difficulty", difficulty},
                     {"accuracy", 1.0 / static_cast<double>(difficulty + config.seed)},
+                    {"exact_match", 0.25},
                     {"nll", 0.5},
                     {"labels", 64},
                     {"chance", 0.1},
@@ -357,6 +359,40 @@ TEST_F(SweepTest, CellsAreVariantsTimesCasesTimesAxesInTheOrderOfTheFile) {
   EXPECT_EQ(first[2].path, "train.steps");
 }
 
+TEST_F(SweepTest, CellsAreStartedInTheOrderThatTheSweepNames) {
+  Write("s.toml",
+        std::string(kHead) + "order = [\"seed\", \"case\"]\n" + kVariants +
+            "[cases]\nshort = { train.steps = 3 }\nlong = { train.steps = 9, axes.seed = [5, 1, 0] "
+            "}\n[axes]\nseed = [1, 0]\n");
+  const Output run = Call("run s.toml --jobs 1");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  std::vector<size_t> places;
+  for (const char* name :
+       {"/short/seed=1", "/long/seed=5", "/short/seed=0", "/long/seed=1", "/long/seed=0"}) {
+    for (const char* variant : {"rnn", "attention"}) {
+      places.push_back(run.err.find(std::string(variant) + name));
+      ASSERT_NE(places.back(), std::string::npos) << variant << name << " in:\n" << run.err;
+    }
+  }
+  EXPECT_TRUE(std::is_sorted(places.begin(), places.end())) << run.err;
+  EXPECT_EQ(Json::parse(Call("plan s.toml --json").out)["cells"][0]["round"], 0);
+}
+
+TEST_F(SweepTest, ACaseMayHaveValuesOfItsOwnForAnAxis) {
+  Write("s.toml", std::string(kHead) + "[variants]\na = { model.pattern = [\"c\"] }\n" +
+                      "[cases]\nsmall = { train.steps = 3 }\nlarge = { train.steps = 9, axes.seed "
+                      "= [7, 8] }\n[axes]\nseed = [0]\noptim.lr = [1e-4, 1e-3]\n");
+  std::vector<std::string> names;
+  for (const Cell& cell : ReadSweep(root_ + "/s.toml").cells) {
+    names.push_back(cell.name);
+    EXPECT_EQ(cell.axes.size(), 2u);
+  }
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"a/small/seed=0/lr=0.0001", "a/small/seed=0/lr=0.001",
+                                      "a/large/seed=7/lr=0.0001", "a/large/seed=7/lr=0.001",
+                                      "a/large/seed=8/lr=0.0001", "a/large/seed=8/lr=0.001"}));
+}
+
 TEST_F(SweepTest, PlanListsEveryCellAndWritesNothing) {
   Write("s.toml", std::string(kHead) + kVariants +
                       "[axes]\nmodel.d_model = [8, 32]\ntask.name = [\"recall\"]\n");
@@ -419,6 +455,11 @@ TEST_F(SweepTest, RefusesAnUnknownTopLevelKey) {
                 {"s.toml:1", "questoin", "\"question\""});
 }
 // A table of the file, and what one line of it must be refused with.
+TEST_F(SweepTest, RefusesAnOrderOfWhatIsNotThere) {
+  ExpectRefused(std::string("order = [\"sed\"]\n") + kHead + kVariants + "[axes]\nseed = [0, 1]\n",
+                {"s.toml:1", "\"sed\"", "\"seed\""});
+  ExpectRefused(std::string("order = 3\n") + kHead + kVariants, {"s.toml:1", "list of axes"});
+}
 TEST_F(SweepTest, RefusesAMatchThatDoesNotFit) {
   const auto expect = [&](const std::string& match, const std::vector<std::string>& parts) {
     ExpectRefused(std::string(kHead) + "match = { " + match + " }\n" + kVariants, parts);
@@ -529,6 +570,15 @@ TEST_F(SweepTest, RefusesStudyAsAnAxis) {
   ExpectRefused(std::string(kHead) + kVariants + "[axes]\nstudy = [\"a\", \"b\"]\n",
                 {"s.toml:7: axes.study", "at the top"});
 }
+TEST_F(SweepTest, RefusesAnAxisThatOnlyACaseHas) {
+  const std::string cases = std::string(kHead) + kVariants + "[cases]\nlarge = { train.steps = 9, ";
+  ExpectRefused(cases + "axes.optim.lr = [1e-4] }\n[axes]\nseed = [0]\n",
+                {"s.toml:7: cases.large.axes.optim.lr", "is not in [axes]"});
+  ExpectRefused(cases + "axes.seed = [] }\n[axes]\nseed = [0]\n",
+                {"s.toml:7", "cases.large.axes.seed is an empty list"});
+  ExpectRefused(cases + "axes.seed = 3 }\n[axes]\nseed = [0]\n",
+                {"s.toml:7", "cases.large.axes.seed is 3", "expected a list"});
+}
 TEST_F(SweepTest, RefusesAStudyThatIsNoFolder) {
   ExpectRefused(std::string(kHead) + "study = \"../x\"\n" + kVariants,
                 {"s.toml:3", "\"../x\"", "cannot be a folder"});
@@ -626,6 +676,7 @@ TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   EXPECT_EQ(texts(eval, "name")[15], "state_tracking");
   EXPECT_EQ(eval.Numbers("cell")[15], 7);
   EXPECT_EQ(eval.Numbers("accuracy")[15], 1.0 / 9);
+  EXPECT_EQ(eval.Numbers("exact_match")[15], 0.25);
   EXPECT_EQ(eval.Column("nll").unit, "nat/label");
   EXPECT_EQ(train.Numbers("loss")[31], 0.25);
   for (const auto& [name, value] : ReadAttributes(path, "/")) {
@@ -720,6 +771,48 @@ TEST_F(SweepTest, AFailedCellStopsNoOtherAndIsTriedAgain) {
   // Both faults strike at a step that lies behind the resumed runs.
   EXPECT_EQ(Call("resume s.toml").exit_code, 0);
   EXPECT_EQ(Status()["counts"]["done"], 4);
+}
+
+TEST_F(SweepTest, ASlimFileHasMeansOfTheCurvesAndEverythingElse) {
+  Write("s.toml", std::string(kHead) + kVariants + "[axes]\ntrain.steps = [40, 300]\n");
+  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  const std::string path = root_ + "/runs/s/sweep.h5";
+  const H5Table whole = ReadTable(path, "/train"), cells = ReadTable(path, "/cells"),
+                eval = ReadTable(path, "/eval");
+  ASSERT_EQ(whole.rows(), 2 * (40 + 300));
+  ASSERT_EQ(Call("collect s.toml --slim").exit_code, 0);
+  const H5Table slim = ReadTable(path, "/train");
+  std::map<double, std::vector<size_t>> rows;
+  const auto cell = slim.Numbers("cell"), step = slim.Numbers("step"),
+             tokens = slim.Numbers("tokens"), loss = slim.Numbers("loss");
+  const auto all_cells = whole.Numbers("cell"), all_steps = whole.Numbers("step"),
+             all_tokens = whole.Numbers("tokens"), all_losses = whole.Numbers("loss");
+  for (size_t r = 0; r < cell.size(); ++r) rows[cell[r]].push_back(r);
+  ASSERT_EQ(rows.size(), 4u);
+  for (const auto& [c, of_cell] : rows) {
+    const double steps = cells.Numbers("train.steps")[static_cast<size_t>(c)];
+    if (steps == 40) {  // short enough to stay as it is
+      EXPECT_EQ(of_cell.size(), 40u);
+    }
+    ASSERT_LE(of_cell.size(), 64u);
+    EXPECT_GT(of_cell.size(), 32u);
+    EXPECT_EQ(step[of_cell.back()], steps);
+    // Each row holds the means of the steps after the row before it.
+    double from = 1;
+    for (const size_t r : of_cell) {
+      double sum_tokens = 0, sum_loss = 0, count = 0;
+      for (size_t w = 0; w < all_steps.size(); ++w) {
+        if (all_cells[w] != c || all_steps[w] < from || all_steps[w] > step[r]) continue;
+        sum_tokens += all_tokens[w], sum_loss += all_losses[w], ++count;
+      }
+      ASSERT_EQ(count, step[r] - from + 1);
+      EXPECT_NEAR(tokens[r], sum_tokens / count, 0.5);
+      EXPECT_NEAR(loss[r], sum_loss / count, 1e-12);
+      from = step[r] + 1;
+    }
+  }
+  EXPECT_EQ(ReadTable(path, "/eval").Numbers("accuracy"), eval.Numbers("accuracy"));
+  EXPECT_EQ(ReadTable(path, "/cells").Numbers("memory_bytes"), cells.Numbers("memory_bytes"));
 }
 
 TEST_F(SweepTest, ADivergedCellIsAFailureThatIsNotRepeated) {

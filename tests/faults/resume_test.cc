@@ -66,6 +66,10 @@ held_out = 0.2
 piece_bytes = 256
 )" + kModel;
 
+const std::vector<std::string> kPeriods = {"optim.schedule=wsds",    "optim.periods=6,12,24",
+                                           "optim.decay_share=0.25", "optim.rewind=true",
+                                           "train.steps=28",         "eval.every=0"};
+
 class Resume : public testing::Test {
  protected:
   Resume() { Spill(scratch_ / "text", Squares(2000)); }
@@ -152,6 +156,41 @@ class Resume : public testing::Test {
     ExpectSameRuns(Train(toml, "interrupted", true, overrides, devices),
                    Train(toml, "straight", false, overrides, devices));
   }
+  // A run of kPeriods with rewinding, and runs of the length of each of its periods.
+  void ExpectPeriodsAreRuns(const std::string& toml, const std::vector<std::string>& overrides,
+                            const std::string& device) const {
+    const auto train = [&](const std::string& out, std::vector<std::string> settings) {
+      settings.insert(settings.end(), overrides.begin(), overrides.end());
+      return Train(toml, out, false, settings, {device});
+    };
+    const std::string table = toml == kText ? "/eval/text" : "/eval/state_based_recall";
+    const std::string whole = train("whole", kPeriods);
+    const H5Table all = ReadTable(whole + "/run.h5", table);
+    const std::vector<std::pair<int, const char*>> runs = {{6, "optim.decay_share=0.34"},
+                                                           {12, "optim.decay_share=0.17"},
+                                                           {24, "optim.decay_share=0.125"}};
+    size_t row = 0;
+    for (const auto& [steps, share] : runs) {
+      const std::string alone =
+          train(Cat("alone", steps),
+                {"optim.schedule=wsd", Cat("train.steps=", steps), share, "eval.every=0"});
+      const H5Table own = ReadTable(alone + "/run.h5", table);
+      for (size_t r = 0; r < static_cast<size_t>(own.rows()); ++r, ++row) {
+        EXPECT_EQ(all.Numbers("decayed")[row], 1);
+        for (const char* column : {"tokens", "nll", "accuracy", "difficulty"})
+          EXPECT_EQ(all.Numbers(column)[row], own.Numbers(column)[r]) << column << " of " << steps;
+      }
+      if (steps == 24) {
+        for (const char* file : {"/model.safetensors", "/optimizer.safetensors"})
+          EXPECT_TRUE(Slurp(FindLatest(whole)->path + file) ==
+                      Slurp(FindLatest(alone)->path + file))
+              << file << " differs";
+      }
+    }
+    EXPECT_EQ(row, static_cast<size_t>(all.rows()));
+    for (const char* out : {"whole", "alone6", "alone12", "alone24"})
+      fs::remove_all(scratch_ / out);
+  }
   // A column of the steps of a run.
   static std::vector<double> OfSteps(const std::string& run, const char* column) {
     return ReadTable(run + "/run.h5", "/train").Numbers(column);
@@ -199,10 +238,6 @@ TEST_F(Resume, TextAcrossEpochs) {
   EXPECT_LT(TextSource(text, Split::kTrain, 0, 64, true).windows(), 12 * 16);
 }
 
-const std::vector<std::string> kPeriods = {"optim.schedule=wsds",    "optim.periods=6,12,24",
-                                           "optim.decay_share=0.25", "optim.rewind=true",
-                                           "train.steps=28",         "eval.every=0"};
-
 TEST_F(Resume, PeriodsWithRewinding) { ExpectInterruptionsDoNotMatter(kText, kPeriods); }
 
 TEST_F(Resume, PeriodsWithoutRewinding) {
@@ -213,33 +248,8 @@ TEST_F(Resume, PeriodsWithoutRewinding) {
 
 // One run yields, to the bit, what a run of the length of each period yields.
 TEST_F(Resume, APeriodIsARunOfItsOwn) {
-  for (const std::string& toml : {kText, kStages}) {
-    const std::string table = toml == kText ? "/eval/text" : "/eval/state_based_recall";
-    const std::string whole = Train(toml, "whole", false, kPeriods);
-    const H5Table all = ReadTable(whole + "/run.h5", table);
-    const std::vector<std::pair<int, const char*>> runs = {{6, "optim.decay_share=0.34"},
-                                                           {12, "optim.decay_share=0.17"},
-                                                           {24, "optim.decay_share=0.125"}};
-    size_t row = 0;
-    for (const auto& [steps, share] : runs) {
-      const std::string alone =
-          Train(toml, Cat("alone", steps), false,
-                {"optim.schedule=wsd", Cat("train.steps=", steps), share, "eval.every=0"});
-      const H5Table own = ReadTable(alone + "/run.h5", table);
-      for (size_t r = 0; r < static_cast<size_t>(own.rows()); ++r, ++row) {
-        EXPECT_EQ(all.Numbers("decayed")[row], 1);
-        for (const char* column : {"tokens", "nll", "accuracy", "difficulty"})
-          EXPECT_EQ(all.Numbers(column)[row], own.Numbers(column)[r]) << column << " of " << steps;
-      }
-      if (steps == 24) {
-        EXPECT_EQ(Slurp(FindLatest(whole)->path + "/model.safetensors"),
-                  Slurp(FindLatest(alone)->path + "/model.safetensors"));
-      }
-    }
-    EXPECT_EQ(row, static_cast<size_t>(all.rows()));
-    std::filesystem::remove_all(scratch_ / "whole");
-    for (const int steps : {6, 12, 24}) std::filesystem::remove_all(scratch_ / Cat("alone", steps));
-  }
+  ExpectPeriodsAreRuns(kText, {}, "cpu");
+  ExpectPeriodsAreRuns(kStages, {}, "cpu");
 }
 
 TEST_F(Resume, AMissingCheckpointFromBeforeADecayIsNamed) {
@@ -341,6 +351,18 @@ TEST_F(GpuResume, InterruptionsDoNotMatter) {
       fs::remove_all(scratch_ / "straight");
       fs::remove_all(scratch_ / "interrupted");
     }
+  }
+}
+
+TEST_F(GpuResume, PeriodsWithRewinding) {
+  for (const char* precision : {"train.precision=f32", "train.precision=bf16"}) {
+    SCOPED_TRACE(precision);
+    std::vector<std::string> settings = Wide(kPeriods);
+    settings.push_back(precision);
+    ExpectInterruptionsDoNotMatter(kText, settings, {"cuda"});
+    for (const char* out : {"straight", "interrupted"}) fs::remove_all(scratch_ / out);
+    ExpectPeriodsAreRuns(kText, Wide({precision}), "cuda");
+    ExpectPeriodsAreRuns(kStages, Wide({precision}), "cuda");
   }
 }
 

@@ -188,11 +188,14 @@ TEST(FitGolden, OptimalSizeExponents) {
 // The law itself
 
 TEST(FitLaws, OptimumIsTheBestSplitAndInversesInvert) {
-  for (const Law& law : {kHoffmann, kBesiroglu, kTransformer, kGatedDelta}) {
+  Law counted = kTransformer;  // whose FLOPs per token grow more slowly than its size
+  counted.k = 40, counted.g = 0.9;
+  for (const Law& law : {kHoffmann, kBesiroglu, kTransformer, kGatedDelta, counted}) {
     const Law::Allocation best = law.Optimal(3e21);
-    EXPECT_NEAR(6 * best.n * best.d, 3e21, 1e10);
+    EXPECT_NEAR(law.k * std::pow(best.n, law.g) * best.d, 3e21, 1e10);
     for (const double factor : {0.9, 0.999, 1.001, 1.1})
-      EXPECT_GT(law.Loss(best.n * factor, best.d / factor), best.loss);
+      EXPECT_GT(law.Loss(best.n * factor, best.d / std::pow(factor, law.g)), best.loss);
+    EXPECT_NEAR(law.Optimal(3e22).n / best.n, std::pow(10, law.SizeExponent()), 1e-9);
     EXPECT_NEAR(law.FlopsFor(best.loss), 3e21, 1e10);
     EXPECT_NEAR(law.TokensFor(best.n, best.loss), best.d, 1e-9 * best.d);
     EXPECT_NEAR(law.ParametersFor(best.d, best.loss), best.n, 1e-9 * best.n);
