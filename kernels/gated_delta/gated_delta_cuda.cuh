@@ -66,7 +66,7 @@ template <class X>
 struct Forward : Sizes {
   Rows<const X> q, k, v;
   Rows<const float> beta, log_a;
-  int betas, log_as, doc_starts;  // how many tokens have one: T or 0
+  int beta_count, log_a_count, doc_start_count;  // how many tokens have one: T or 0
   Rows<const float> initial;
   Rows<X> y, states;
   Rows<float> final_state;
@@ -78,16 +78,16 @@ struct Forward : Sizes {
         v(f.v),
         beta(f.beta),
         log_a(f.log_a),
-        betas(beta ? T : 0),
-        log_as(log_a ? T : 0),
-        doc_starts(doc_start ? T : 0),
+        beta_count(beta ? T : 0),
+        log_a_count(log_a ? T : 0),
+        doc_start_count(doc_start ? T : 0),
         initial(f.initial),
         y(f.y),
         states(f.states),
         final_state(f.final_state) {}
   // Also of tokens behind the last.
-  __device__ float Beta(int b, int t, int h) const { return t < betas ? *beta(b, t, h) : 1; }
-  __device__ float LogA(int b, int t, int h) const { return t < log_as ? *log_a(b, t, h) : 0; }
+  __device__ float Beta(int b, int t, int h) const { return t < beta_count ? *beta(b, t, h) : 1; }
+  __device__ float LogA(int b, int t, int h) const { return t < log_a_count ? *log_a(b, t, h) : 0; }
 };
 
 template <class X>

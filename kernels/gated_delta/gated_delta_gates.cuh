@@ -33,9 +33,10 @@ struct GatePair {
     const float *first_log_a = f.log_a(c.b, token, c.h), *first_beta = f.beta(c.b, token, c.h);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      log_a[e] = token + e < f.log_as ? first_log_a[e * f.log_a.stride[1]] : 0;
-      beta[e] = token + e < f.betas ? first_beta[e * f.beta.stride[1]] : 1;
-      doc_start[e] = token + e < f.doc_starts ? f.doc_start[c.b * f.doc_stride + token + e] : -1;
+      log_a[e] = token + e < f.log_a_count ? first_log_a[e * f.log_a.stride[1]] : 0;
+      beta[e] = token + e < f.beta_count ? first_beta[e * f.beta.stride[1]] : 1;
+      doc_start[e] =
+          token + e < f.doc_start_count ? f.doc_start[c.b * f.doc_stride + token + e] : -1;
     }
   }
 };

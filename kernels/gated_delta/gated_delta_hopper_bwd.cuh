@@ -7,12 +7,11 @@
 
 namespace weft::gated_delta {
 
-// What the first kernel leaves to the second, for every chunk.
-struct alignas(128) Saved {
-  BF16 x[2][kSquare];  // (I + N)^-1, high and low part
+// What the first kernel leaves to the second.
+struct alignas(128) Saved {  // of a chunk
+  BF16 x[2][kSquare];        // (I + N)^-1, high and low part
   Gates gates;
 };
-
 struct Between {
   Saved* saved;   // [B, chunks, H]
   BF16* dstates;  // [B, chunks, H, V, K]  gradient of S^T after the chunk

@@ -127,8 +127,8 @@ def main():
                 print(row, flush=True)
             return
         shapes = [shape for shape in SHAPES if args.only in name_of(shape)]
-        # The last shape has the kernels of the one before.
-        tasks = [(shape, share, 8) for share in range(8) for shape in shapes if shape[0] > 1]
+        kernels = {shape[2:]: shape for shape in shapes}
+        tasks = [(shape, share, 8) for share in range(8) for shape in kernels.values()]
         list(pool.map(functools.partial(compile_share, args.fla), tasks))
     Autotuner.do_bench = functools.partial(triton.testing.do_bench, warmup=5, rep=25)
     gpu.compare({name_of(shape): shape for shape in shapes}, functools.partial(time_fla, args.fla), "fla", args.weft,
