@@ -1,10 +1,12 @@
 #include "sweeps/children.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +22,8 @@ Children::Children() {
   sigemptyset(&held_);
   for (const int signal : {SIGCHLD, SIGINT, SIGTERM, SIGUSR1}) sigaddset(&held_, signal);
   sigprocmask(SIG_BLOCK, &held_, &before_);
+  signals_ = Descriptor(signalfd(-1, &held_, SFD_CLOEXEC | SFD_NONBLOCK));
+  Check(signals_.get() >= 0, "signalfd: ", std::strerror(errno));
 }
 
 Children::~Children() {
@@ -32,7 +36,8 @@ void Children::SignalAll(int signal) const {
   for (const pid_t pid : pids_) kill(pid, signal);
 }
 
-pid_t Children::Start(const std::vector<std::string>& argv, int out, int err, int in) {
+pid_t Children::Start(const std::vector<std::string>& argv, int out, int err, int in,
+                      const std::vector<std::string>& environment) {
   std::vector<char*> arguments;
   for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
   arguments.push_back(nullptr);
@@ -49,6 +54,7 @@ pid_t Children::Start(const std::vector<std::string>& argv, int out, int err, in
     dup2(out, STDOUT_FILENO);
     dup2(err, STDERR_FILENO);
     sigprocmask(SIG_SETMASK, &before_, nullptr);
+    for (const std::string& variable : environment) putenv(const_cast<char*>(variable.c_str()));
     execv(arguments[0], arguments.data());
     const std::string error = Cat("cannot start ", argv[0], ": ", std::strerror(errno), "\n");
     if (write(STDERR_FILENO, error.data(), error.size()) < 0) _exit(126);
@@ -58,12 +64,14 @@ pid_t Children::Start(const std::vector<std::string>& argv, int out, int err, in
   return pid;
 }
 
-std::vector<Children::Ended> Children::Wait(double seconds) {
-  timespec timeout;
-  timeout.tv_sec = static_cast<time_t>(seconds);
-  timeout.tv_nsec = static_cast<int64_t>((seconds - std::floor(seconds)) * 1e9);
-  const int signal = sigtimedwait(&held_, nullptr, &timeout);
-  if (signal == SIGINT || signal == SIGTERM || signal == SIGUSR1) {
+std::vector<Children::Ended> Children::Wait(double seconds, const std::vector<int>& files) {
+  std::vector<pollfd> wanted = {{signals_.get(), POLLIN, 0}};
+  for (const int file : files) wanted.push_back({file, POLLIN, 0});
+  poll(wanted.data(), wanted.size(), static_cast<int>(std::ceil(seconds * 1e3)));
+  signalfd_siginfo info;
+  while (read(signals_.get(), &info, sizeof info) == sizeof info) {
+    const auto signal = static_cast<int>(info.ssi_signo);
+    if (signal == SIGCHLD) continue;
     stop_signal_ = signal;
     SignalAll(signal == SIGINT ? SIGINT : SIGTERM);
   }

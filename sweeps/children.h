@@ -25,16 +25,19 @@ class Children {
   };
 
   // Runs argv[0] in a process group of its own, so that Ctrl-C reaches it only through here. stdin
-  // is `in`, or /dev/null.
-  pid_t Start(const std::vector<std::string>& argv, int out, int err, int in = -1);
-  // Sleeps until a child ends, a signal arrives or `seconds` have passed.
-  std::vector<Ended> Wait(double seconds);
+  // is `in`, or /dev/null. `environment` is added to this process's: "NAME=VALUE".
+  pid_t Start(const std::vector<std::string>& argv, int out, int err, int in = -1,
+              const std::vector<std::string>& environment = {});
+  // Sleeps until a child ends, a signal arrives, there is something to be read from one of `files`
+  // or `seconds` have passed.
+  std::vector<Ended> Wait(double seconds, const std::vector<int>& files = {});
   // The signal that asked this process to stop; 0 = none.
   int stop_signal() const { return stop_signal_; }
 
  private:
   void SignalAll(int signal) const;
   sigset_t held_, before_;
+  Descriptor signals_;
   std::vector<pid_t> pids_;
   int stop_signal_ = 0;
 };

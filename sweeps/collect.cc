@@ -4,6 +4,8 @@
 #include <cmath>
 #include <filesystem>
 
+#include "experiments/run/environment.h"
+#include "experiments/run/files.h"
 #include "experiments/run/journal.h"
 #include "kernels/base/check.h"
 
@@ -87,6 +89,7 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
                       {"decayed", "1", Integers()},
                       {"difficulty", "1", Integers()},
                       {"accuracy", "1", Numbers()},
+                      {"exact_match", "1", Numbers()},
                       {"nll", "nat/label", Numbers()},
                       {"labels", "label", Integers()},
                       {"chance", "1", Numbers()}}};
@@ -104,7 +107,7 @@ H5Table EvalOf(const Study& study, size_t i, const std::vector<H5Table>& streams
     part.columns.push_back(stream.Column("tokens"));
     part.columns.push_back(stream.Column("decayed"));
     part.columns.push_back(Repeat("name", stream.name.substr(none.name.size()), rows));
-    for (const char* name : {"difficulty", "accuracy", "nll", "labels", "chance"})
+    for (const char* name : {"difficulty", "accuracy", "exact_match", "nll", "labels", "chance"})
       part.columns.push_back(stream.Column(name));
     Append(all, part);
   };
@@ -129,6 +132,58 @@ H5Table TrainOf(size_t i, const std::vector<H5Table>& streams) {
                   stream.Column("tokens"), stream.Column("loss")}});
   }
   return all;
+}
+
+// Rows of /train as means over ranges of equal width in log tokens.
+H5Table Thinned(const H5Table& train) {
+  const int64_t rows = train.rows();
+  if (rows <= kSlimRows) return train;
+  const auto& cell = std::get<Integers>(train.Column("cell").values);
+  const auto& step = std::get<Integers>(train.Column("step").values);
+  const auto& tokens = std::get<Integers>(train.Column("tokens").values);
+  const auto& loss = std::get<Numbers>(train.Column("loss").values);
+  const double first = std::log(static_cast<double>(std::max<int64_t>(tokens.front(), 1)));
+  const double last = std::log(static_cast<double>(std::max<int64_t>(tokens.back(), 1)));
+  const auto range_of = [&](size_t r) {
+    const double at = std::log(static_cast<double>(std::max<int64_t>(tokens[r], 1)));
+    const double share = last > first ? (at - first) / (last - first) : 0;
+    return std::clamp<int64_t>(static_cast<int64_t>(share * kSlimRows), 0, kSlimRows - 1);
+  };
+  Integers steps, means;
+  Numbers losses;
+  for (size_t r = 0, end = 0; r < static_cast<size_t>(rows); r = end) {
+    double sum_tokens = 0, sum_loss = 0;
+    for (end = r; end < static_cast<size_t>(rows) && range_of(end) == range_of(r); ++end) {
+      sum_tokens += static_cast<double>(tokens[end]);
+      sum_loss += loss[end];
+    }
+    const auto count = static_cast<double>(end - r);
+    steps.push_back(step[end - 1]);
+    means.push_back(std::llround(sum_tokens / count));
+    losses.push_back(sum_loss / count);
+  }
+  return {train.name,
+          {Repeat("cell", cell.front(), static_cast<int64_t>(steps.size())),
+           {"step", "step", steps},
+           {"tokens", "token", means},
+           {"loss", "nat/label", losses}}};
+}
+
+// A value of environment.json; the type's own empty one where it has none of that name.
+template <class T>
+T FromEnvironment(const Attributes& environment, const std::string& name) {
+  for (const auto& [key, value] : environment) {
+    if (key == name && std::holds_alternative<T>(value)) return std::get<T>(value);
+  }
+  return {};
+}
+
+// "0123456789ab" or "0123456789ab, modified"
+std::string CommitOf(const Attributes& environment) {
+  constexpr size_t kDigits = 12;
+  const std::string commit = FromEnvironment<std::string>(environment, "git_commit");
+  return commit.substr(0, kDigits) +
+         (FromEnvironment<bool>(environment, "git_dirty") ? ", modified" : "");
 }
 
 // The tables of a run. Those of a run that is done are in run.h5, which is read faster than the
@@ -164,25 +219,28 @@ Texts Distinct(const Study& study, std::string Cell::*member) {
 
 }  // namespace
 
-Collected Collect(const Study& study, bool unfinished) {
+Collected Collect(const Study& study, const CollectOptions& options) {
   Collected collected;
   H5Table eval = EvalOf(study, 0, {}), train = TrainOf(0, {});
-  Integers index, exit_codes, parameters, embeddings, heads, bodies, tokens, values;
-  Texts variants, cases, run_ids, states;
+  Integers index, exit_codes, parameters, embeddings, heads, bodies, tokens, memory, decode_state,
+      values;
+  Texts variants, cases, run_ids, states, devices, commits;
   Numbers flops, training_flops, seconds, residuals;
   for (size_t i = 0; i < study.cells.size(); ++i) {
     const PlannedCell& planned = study.cells[i];
     const Plan& plan = planned.plan;
     CellState state{"broken", -1, 0, 0, ""};
     std::vector<H5Table> streams;
+    Attributes environment;
     try {
       state = StateOf(study, planned);
-      if (state.state == "done" || unfinished)
-        streams = StreamsOf(study.RunDirectoryOf(planned), state.state == "done");
-      if (state.state == "done" || unfinished) {
+      if (state.state == "done" || options.unfinished) {
+        const std::string run = study.RunDirectoryOf(planned), file = run + "/environment.json";
+        if (fs::exists(file)) environment = ParseJson(ReadFile(file), file);
+        streams = StreamsOf(run, state.state == "done");
         const H5Table cell_eval = EvalOf(study, i, streams), cell_train = TrainOf(i, streams);
         Append(eval, cell_eval);
-        Append(train, cell_train);
+        Append(train, options.slim ? Thinned(cell_train) : cell_train);
       }
     } catch (const Error& error) {
       state.state = "broken";
@@ -190,7 +248,7 @@ Collected Collect(const Study& study, bool unfinished) {
     }
     if (state.state == "done") {
       ++collected.done;
-    } else if (!unfinished || state.state == "broken") {
+    } else if (!options.unfinished || state.state == "broken") {
       collected.left_out.push_back(Cat(planned.cell.name, ": ", state.state,
                                        state.message.empty() ? "" : ", ", state.message));
     }
@@ -208,6 +266,10 @@ Collected Collect(const Study& study, bool unfinished) {
     training_flops.push_back(plan.training_flops_per_token);
     tokens.push_back(plan.decayed_tokens.empty() ? plan.tokens : plan.decayed_tokens.back());
     seconds.push_back(SecondsOf(streams));
+    memory.push_back(plan.memory_bytes);
+    decode_state.push_back(plan.state_bytes);
+    devices.push_back(FromEnvironment<std::string>(environment, "device"));
+    commits.push_back(CommitOf(environment));
     values.push_back(plan.match ? plan.match->value : 0);
     residuals.push_back(plan.match ? plan.match->residual_percent : std::nan(""));
   }
@@ -219,7 +281,9 @@ Collected Collect(const Study& study, bool unfinished) {
         H5Column{"embedding_parameters", "1", embeddings}, H5Column{"head_parameters", "1", heads},
         H5Column{"body_parameters", "1", bodies}, H5Column{"flops_per_token", "FLOP/token", flops},
         H5Column{"training_flops_per_token", "FLOP/token", training_flops},
-        H5Column{"tokens", "token", tokens}, H5Column{"seconds", "s", seconds}}) {
+        H5Column{"tokens", "token", tokens}, H5Column{"seconds", "s", seconds},
+        H5Column{"memory_bytes", "byte", memory}, H5Column{"state_bytes", "byte", decode_state},
+        H5Column{"device", "1", devices}, H5Column{"commit", "1", commits}}) {
     cells.columns.push_back(column);
   }
   const auto matched = [](const PlannedCell& cell) { return cell.plan.match.has_value(); };
@@ -241,7 +305,8 @@ Collected Collect(const Study& study, bool unfinished) {
              {"cases", Distinct(study, &Cell::case_name)},
              {"cells_done", collected.done},
              {"cells_left_out", static_cast<int64_t>(collected.left_out.size())},
-             {"sweep_toml", study.sweep_toml}}}});
+             {"sweep_toml", study.sweep_toml},
+             {"base_toml", study.base_toml}}}});
   return collected;
 }
 

@@ -76,8 +76,10 @@ std::set<std::string> Submitted(const Study& study) {
   const int next = NextSubmission(study);
   if (next == 0) return ids;
   std::string names;
-  for (int number = 0; number < next; ++number)
-    names += (number > 0 ? "," : "") + JobName(study, number);
+  for (int number = 0; number < next; ++number) {
+    if (number > 0) names += ',';
+    names += JobName(study, number);
+  }
   const Output queue = Call({"squeue", "-h", "-r", "-o", "%j %K %T", "--name=" + names});
   if (queue.exit_code != 0) {
     Fail(ExitCode::kFailure, "squeue says nothing about the earlier submissions of ",
@@ -160,8 +162,11 @@ std::string JobScript(const Study& study, int number, size_t tasks, const std::s
   option("--requeue");
   option(fmt::format("--signal=B:USR1@{}", kSecondsToCheckpoint));
   for (const std::string& more : options.sbatch) option(more);
-  return script + fmt::format("exec {} task {} --task \"$SLURM_ARRAY_TASK_ID\" --jobs {}\n",
-                              Quoted(program), Quoted(directory), options.jobs);
+  return script + fmt::format("exec {} task {} --task \"$SLURM_ARRAY_TASK_ID\" {}\n",
+                              Quoted(program), Quoted(directory),
+                              options.per_device.empty()
+                                  ? Cat("--jobs ", options.jobs)
+                                  : Cat("--per-device ", options.per_device));
 }
 
 std::string Submit(const Study& study, const std::vector<std::vector<size_t>>& tasks,
@@ -182,7 +187,8 @@ std::string Submit(const Study& study, const std::vector<std::vector<size_t>>& t
   return job.out.substr(0, job.out.find_first_of(";\n"));
 }
 
-int RunTask(const std::string& submission, int task, PoolOptions options) {
+int RunTask(const std::string& submission, int task,
+            const std::function<PoolOptions(const Study&)>& options_of) {
   const std::vector<std::vector<std::string>> tasks = ReadTasks(submission);
   if (task < 0 || static_cast<size_t>(task) >= tasks.size()) {
     Fail(ExitCode::kUsage, submission, ": has tasks 0 to ", static_cast<int>(tasks.size()) - 1,
@@ -200,8 +206,9 @@ int RunTask(const std::string& submission, int task, PoolOptions options) {
          " cells of task ", task,
          " are no longer in the sweep, which was changed; submit it again");
   }
+  PoolOptions options = options_of(study);
   if (const char* cpus = std::getenv("SLURM_CPUS_PER_TASK"))
-    options.threads = std::max(1, std::atoi(cpus) / options.jobs);
+    options.threads = std::max(1, std::atoi(cpus) / options.slots());
   const int signal = RunPool(study, cells, options);
   if (signal != 0) {
     // SIGTERM comes from Slurm itself, which knows whether the job runs again. SLURM_JOB_ID of an

@@ -9,6 +9,7 @@
 // submitted it. On SIGUSR1, which Slurm sends a minute before the time limit, its cells checkpoint
 // and the task goes back into the queue; on SIGTERM (preemption, scancel) they checkpoint.
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@ struct SlurmOptions {
   int cells_per_task = 0;  // 0 = as many as are estimated to take task_minutes
   double task_minutes = 30;
   int jobs = 1;                     // cells at a time within a task
+  std::string per_device;           // or on each of its GPUs: a number or "auto"; "" = jobs
   std::vector<std::string> sbatch;  // more of its options: "--partition=gpu"
 };
 
@@ -45,6 +47,7 @@ std::string Submit(const Study& study, const std::vector<std::vector<size_t>>& t
 int NextSubmission(const Study& study);
 
 // What the job script runs: a task of OUT/<study>/slurm/<n>. Returns the program's exit code.
-int RunTask(const std::string& submission, int task, PoolOptions options);
+int RunTask(const std::string& submission, int task,
+            const std::function<PoolOptions(const Study&)>& options_of);
 
 }  // namespace weft

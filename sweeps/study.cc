@@ -27,6 +27,8 @@ Plan PlanFrom(const Json& json) {
   const Json& n = json.at("parameters");
   Plan plan;
   plan.run_id = json.at("run_id");
+  plan.on_gpu = json.value("device", "cpu") == "cuda";
+  plan.gpu_share = json.value("gpu_share", 0.0);
   plan.total = n.at("total");
   plan.embedding = n.at("embedding");
   plan.head = n.at("head");
@@ -60,8 +62,11 @@ Json ToJson(const PlannedCell& planned) {
                {"variant", planned.cell.variant},
                {"case", planned.cell.case_name},
                {"axes", axes},
+               {"round", planned.cell.round},
                {"set", planned.set},
                {"run_id", plan.run_id},
+               {"device", plan.on_gpu ? "cuda" : "cpu"},
+               {"gpu_share", plan.gpu_share},
                {"parameters",
                 {{"total", plan.total},
                  {"embedding", plan.embedding},
@@ -95,6 +100,7 @@ PlannedCell CellFrom(const Json& json, const std::string& origin) {
   for (const auto& [key, value] : json.at("axes").items()) {
     planned.cell.axes.push_back({key, ParseValue(value.dump(), origin), origin});
   }
+  planned.cell.round = json.at("round");
   planned.set = json.at("set").get<std::vector<std::string>>();
   planned.plan = PlanFrom(json);
   return planned;

@@ -23,6 +23,8 @@ namespace weft {
 // What the trainer says of a cell before it runs.
 struct Plan {
   std::string run_id;
+  bool on_gpu = false;
+  double gpu_share = 0;                                  // that it keeps busy
   int64_t total = 0, embedding = 0, head = 0, body = 0;  // parameters
   double flops_per_token = 0;                            // forward
   double training_flops_per_token = 0;                   // forward and backward

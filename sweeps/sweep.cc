@@ -56,6 +56,17 @@ class Reader {
     return text->get();
   }
 
+  std::vector<std::string> Texts(const Entry& entry, const std::string& path,
+                                 const char* what) const {
+    const Setting::Value value = ValueOf(*entry.node, entry.where, path);
+    const auto* texts = std::get_if<std::vector<std::string>>(&value);
+    if (texts == nullptr) {
+      Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
+           ", expected a list of ", what);
+    }
+    return *texts;
+  }
+
   // [variants] or [cases].
   Choices NamedSettings(const Entry& section) const {
     Choices choices;
@@ -105,13 +116,7 @@ class Reader {
                  *entry.node->value<int64_t>() > 0) {
         match.multiple = *entry.node->value<int64_t>();
       } else if (entry.key == "variants") {
-        const Setting::Value value = ValueOf(*entry.node, entry.where, path);
-        const auto* names = std::get_if<std::vector<std::string>>(&value);
-        if (names == nullptr) {
-          Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
-               ", expected a list of variants");
-        }
-        match.variants = *names;
+        match.variants = Texts(entry, path, "variants");
       } else if (std::find(known.begin(), known.end(), entry.key) != known.end()) {
         Fail(ExitCode::kUsage, entry.where, ": ", path, " is ", Shown(*entry.node),
              ", expected a positive number");
@@ -317,6 +322,42 @@ void SetReferences(Sweep& sweep, const Choices& variants) {
   }
 }
 
+// The round of every cell: the rank of the places of its choices in the order that was asked for.
+void SetRounds(Sweep& sweep, const std::string& where, const Choices& variants,
+               const Choices& cases, const std::vector<Choices>& axes) {
+  std::vector<std::string> known = sweep.axes;
+  known.emplace_back("variant");
+  if (!cases.empty()) known.emplace_back("case");
+  std::vector<std::vector<int64_t>> places(sweep.cells.size());
+  for (const std::string& key : sweep.order) {
+    const auto at = std::find(known.begin(), known.end(), key);
+    if (at == known.end()) {
+      Fail(ExitCode::kUsage, where, ": order names \"", key,
+           "\", expected axes, \"case\" or \"variant\"; did you mean \"", NearestKey(key, known),
+           "\"?");
+    }
+    const auto axis = static_cast<size_t>(at - known.begin());
+    for (size_t i = 0; i < sweep.cells.size(); ++i) {
+      const Cell& cell = sweep.cells[i];
+      const Choices& choices = axis < axes.size() ? ValuesOf(axes[axis], cases, cell.case_name)
+                               : key == "variant" ? variants
+                                                  : cases;
+      const auto chosen = std::find_if(choices.begin(), choices.end(), [&](const Choice& choice) {
+        return axis < axes.size()
+                   ? choice.settings.front().value == cell.axes[axis].value
+                   : choice.name == (key == "variant" ? cell.variant : cell.case_name);
+      });
+      places[i].push_back(chosen - choices.begin());
+    }
+  }
+  std::vector<std::vector<int64_t>> rounds = places;
+  std::sort(rounds.begin(), rounds.end());
+  rounds.erase(std::unique(rounds.begin(), rounds.end()), rounds.end());
+  for (size_t i = 0; i < places.size(); ++i)
+    sweep.cells[i].round =
+        std::lower_bound(rounds.begin(), rounds.end(), places[i]) - rounds.begin();
+}
+
 // "seed" of "seed", "lr" of "optim.lr"; the whole key where two axes end alike.
 std::string ShortKey(const std::string& key, const std::vector<std::string>& keys) {
   const auto last = [](const std::string& path) { return path.substr(path.rfind('.') + 1); };
@@ -329,7 +370,7 @@ std::string ShortKey(const std::string& key, const std::vector<std::string>& key
 
 Sweep ReadSweep(const std::string& path) {
   if (!fs::is_regular_file(path)) Fail(ExitCode::kUsage, path, ": there is no such sweep file");
-  Sweep sweep{path, ReadFile(path), "", "", "", {}, {}, {}};
+  Sweep sweep{path, ReadFile(path), "", "", "", {}, {}, {}, {}};
   toml::table file;
   try {
     file = toml::parse(sweep.text);
@@ -340,11 +381,11 @@ Sweep ReadSweep(const std::string& path) {
 
   const Reader reader(path);
   const std::vector<std::string> known = {"question", "base",  "study", "match",
-                                          "variants", "cases", "axes"};
+                                          "variants", "cases", "axes",  "order"};
   Choices variants, cases;
   std::vector<Choices> axes;
   sweep.study = fs::path(path).stem().string();
-  std::string study_at = path;
+  std::string study_at = path, order_at;
   for (const Entry& entry : reader.EntriesOf(file)) {
     if (entry.key == "question") {
       sweep.question = reader.Text(entry);
@@ -359,6 +400,8 @@ Sweep ReadSweep(const std::string& path) {
       cases = reader.NamedSettings(entry);
     } else if (entry.key == "axes") {
       axes = reader.Axes(entry);
+    } else if (entry.key == "order") {
+      sweep.order = reader.Texts(entry, entry.key, "axes"), order_at = entry.where;
     } else if (entry.key == "match") {
       sweep.match = reader.Match(entry);
     } else {
@@ -383,7 +426,7 @@ Sweep ReadSweep(const std::string& path) {
   for (const Choices& axis : axes) sweep.axes.push_back(KeyOf(axis));
   CheckAxesOfCases(cases, sweep.axes);
   for (const Choice& variant : variants)
-    sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings, {}});
+    sweep.cells.push_back({variant.name, variant.name, "", {}, variant.settings, 0, {}});
   const auto cross = [&](const Choices& all, const auto& extend) {
     std::vector<Cell> crossed;
     for (const Cell& cell : sweep.cells) {
@@ -412,10 +455,11 @@ Sweep ReadSweep(const std::string& path) {
     cross(axis, [&](Cell& cell, const Choice& choice) {
       const Setting& setting = choice.settings.front();
       cell.axes.push_back(setting);
-      if (varies) cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
+      if (varies) cell.name += '/' + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
     });
   }
   if (!sweep.match.where.empty()) SetReferences(sweep, variants);
+  SetRounds(sweep, order_at, variants, cases, axes);
   return sweep;
 }
 

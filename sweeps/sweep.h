@@ -13,6 +13,7 @@
 //   [axes]                                   optional: keys and the values that they take
 //   optim.lr = [1e-4, 3e-4]
 //   seed     = [0, 1, 2]
+//   order = ["seed"]                         optional: axes, "case" or "variant", first of all keys
 //   [match]                                  optional: solve a key, see `weft params --help`
 //   quantity = "body_parameters"             of the cell of variant `to` in the same case and axes
 //   to       = "transformer"
@@ -21,8 +22,10 @@
 //   tolerance = 1                            per cent
 //   multiple = 8                             values that are tried; default 1
 //
-// Cells are variants x cases x axes in the order of the file; the last axis varies fastest. A
-// config key is set in one place only. Whether a key exists is known to the trainer: see PlanStudy.
+// Cells are variants x cases x axes in the order of the file; the last axis varies fastest. They
+// are started longest first. With order = ["seed", "case"] those of the first seed come first, among
+// them those of the first case, so that what is cut off leaves whole comparisons behind. A config
+// key is set in one place only. Whether a key exists is known to the trainer: see PlanStudy.
 //
 // Errors: ExitCode::kUsage, naming the file and line, the key and what to do.
 
@@ -39,6 +42,7 @@ struct Cell {
   std::string case_name;  // "" without [cases]
   Settings axes;          // the value of every axis
   Settings settings;      // all that the cell changes in the base config: variant, case and axes
+  int64_t round = 0;      // cells of a lower one are started first
   Settings reference;     // likewise of the cell that it is matched to; empty = it is not matched
 };
 
@@ -53,7 +57,8 @@ struct Matching {
 struct Sweep {
   std::string path, text;  // the file and what it holds
   std::string question, base, study;
-  std::vector<std::string> axes;  // keys
+  std::vector<std::string> axes;   // keys
+  std::vector<std::string> order;  // of axes, "case" and "variant"
   Matching match;
   std::vector<Cell> cells;
 };

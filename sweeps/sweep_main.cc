@@ -161,8 +161,8 @@ int StatusCommand(const Study& study, bool json) {
   return 0;
 }
 
-int CollectCommand(const Study& study, bool unfinished) {
-  const Collected collected = Collect(study, unfinished);
+int CollectCommand(const Study& study, const CollectOptions& options) {
+  const Collected collected = Collect(study, options);
   for (const std::string& cell : collected.broken) fmt::print(stderr, "weft sweep: {}\n", cell);
   if (!collected.left_out.empty()) {
     fmt::print(stderr, "weft sweep: {} of {} cells are left out:\n", collected.left_out.size(),
@@ -217,8 +217,43 @@ int SubmitCommand(const Sweep& sweep, const std::string& out, const SlurmOptions
   return 0;
 }
 
-int RunCommand(const Sweep& sweep, const std::string& out, const PoolOptions& options) {
+// How many cells at a time, and where, as the command line says it.
+struct Packing {
+  int jobs = 0;            // 0 = not given
+  std::string per_device;  // a number or "auto"; "" = not given
+  std::vector<int> devices;
+};
+
+bool IsOnGpu(const Study& study) {
+  return std::any_of(study.cells.begin(), study.cells.end(),
+                     [](const PlannedCell& cell) { return cell.plan.on_gpu; });
+}
+
+// Cells for GPUs share a process on each, unless --jobs is given; others have processes of their
+// own, unless --per-device is a number.
+PoolOptions PoolFor(const Study& study, const Packing& packing) {
+  const int cores = CoresOfProcess();
+  const bool on_gpu = IsOnGpu(study);
+  if (!on_gpu && !packing.devices.empty())
+    Fail(ExitCode::kUsage,
+         "--devices: the cells run on the CPU; set device = \"cuda\" in the base");
+  const bool automatic = packing.per_device.empty() || packing.per_device == "auto";
+  PoolOptions options{Trainer(), {}, 1};
+  if (on_gpu && packing.jobs == 0) {
+    options.places = PlacesOnGpus(options.trainer, automatic ? 0 : std::stoi(packing.per_device),
+                                  packing.devices);
+  } else if (!automatic) {
+    options.places = {{std::stoi(packing.per_device), /*shared=*/true}};
+  } else {
+    options.places = {{packing.jobs > 0 ? packing.jobs : cores}};
+  }
+  options.threads = std::max(1, cores / options.slots());
+  return options;
+}
+
+int RunCommand(const Sweep& sweep, const std::string& out, const Packing& packing) {
   const auto [study, lock] = Start(sweep, out);
+  const PoolOptions options = PoolFor(study, packing);
   std::vector<size_t> all(study.cells.size());
   std::iota(all.begin(), all.end(), size_t{0});
   const int signal = RunPool(study, all, options);
@@ -227,7 +262,7 @@ int RunCommand(const Sweep& sweep, const std::string& out, const PoolOptions& op
                out == kDefaultOut ? "" : " --out " + out);
     return static_cast<int>(signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue);
   }
-  int code = CollectCommand(study, /*unfinished=*/false);
+  int code = CollectCommand(study, {});
   std::string failed;
   for (const PlannedCell& cell : study.cells) {
     const CellState state = StateOf(study, cell);
@@ -244,10 +279,11 @@ int RunCommand(const Sweep& sweep, const std::string& out, const PoolOptions& op
 
 int Main(CLI::App& app, int argc, char** argv) {
   std::string action, file, out = kDefaultOut, cluster;
-  bool json = false, dry_run = false, unfinished = false;
+  bool json = false, dry_run = false;
+  CollectOptions collect;
   SlurmOptions slurm;
-  int task = -1, jobs = 0;
-  const int cores = CoresOfProcess();
+  int task = -1;
+  Packing packing;
   const std::vector<std::string> actions = {"plan",   "run",     "resume", "submit",
                                             "status", "collect", "task"};
   app.add_option("ACTION", action, "plan, run, resume, submit, status or collect")
@@ -255,13 +291,27 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->check(CLI::IsMember(actions));
   app.add_option("SWEEP", file, "sweep, a TOML file")->required();
   app.add_option("--out", out, "where studies are: OUT/<study>")->capture_default_str();
-  app.add_option("--jobs", jobs,
-                 "cells at a time, among which the cores are shared; default: one per core, in a "
-                 "task of a cluster one")
-      ->check(CLI::Range(1, 4096));
+  auto* jobs =
+      app.add_option("--jobs", packing.jobs,
+                     "cells at a time, each in a process of its own, among which the cores "
+                     "are shared; default on the CPU: one per core, in a task of a cluster "
+                     "one")
+          ->check(CLI::Range(1, 4096));
+  app.add_option(
+         "--per-device", packing.per_device,
+         "cells at a time on each GPU, or on the CPU, as far as its memory goes: in one "
+         "process, with the bits of processes of their own; default on a GPU: auto, as many "
+         "as keep it busy")
+      ->check(CLI::Range(1, 4096) | CLI::IsMember({"auto"}))
+      ->excludes(jobs);
+  app.add_option("--devices", packing.devices, "GPUs to use, such as 0,1; default: all")
+      ->delimiter(',')
+      ->excludes(jobs);
   app.add_flag("--json", json, "plan, status: machine-readable output");
-  app.add_flag("--unfinished", unfinished,
+  app.add_flag("--unfinished", collect.unfinished,
                "collect: with what cells that are not done have written");
+  app.add_flag("--slim", collect.slim,
+               "collect: training curves as means, at most 64 per cell: a file to commit");
   app.add_option("--cluster", cluster, "submit: what runs the cells")
       ->check(CLI::IsMember({"slurm"}));
   app.add_option("--limit", slurm.limit, "submit: tasks at a time; 0 = no limit")
@@ -285,19 +335,24 @@ int Main(CLI::App& app, int argc, char** argv) {
   } catch (const CLI::CallForHelp&) {
     throw HelpWanted();
   }
-  slurm.jobs = jobs > 0 ? jobs : 1;
+  slurm.jobs = std::max(1, packing.jobs);
+  slurm.per_device = packing.per_device;
   if (action == "task") {
-    return RunTask(file, task, {Trainer(), slurm.jobs, std::max(1, cores / slurm.jobs)});
+    if (packing.per_device.empty()) packing.jobs = slurm.jobs;
+    return RunTask(file, task, [&](const Study& study) { return PoolFor(study, packing); });
   }
   const Sweep sweep = ReadSweep(file);
   if (action == "submit") {
     if (cluster.empty()) Fail(ExitCode::kUsage, "submit: name the cluster with --cluster=slurm");
     return SubmitCommand(sweep, out, slurm, dry_run);
   }
-  if (jobs == 0) jobs = cores;
-  const PoolOptions options{Trainer(), jobs, std::max(1, cores / jobs)};
-  if (action == "plan") return PlanCommand(PlanStudy(sweep, out, options.trainer), jobs, json);
-  if (action == "run" || action == "resume") return RunCommand(sweep, out, options);
+  if (action == "plan") {
+    const Study study = PlanStudy(sweep, out, Trainer());
+    int jobs = packing.jobs;
+    if (jobs == 0) jobs = IsOnGpu(study) ? 1 : CoresOfProcess();
+    return PlanCommand(study, jobs, json);
+  }
+  if (action == "run" || action == "resume") return RunCommand(sweep, out, packing);
 
   const Study study = ReadStudy(out + "/" + sweep.study);
   if (study.sweep_toml != sweep.text) {
@@ -306,7 +361,7 @@ int Main(CLI::App& app, int argc, char** argv) {
                "was started\n",
                file);
   }
-  return action == "status" ? StatusCommand(study, json) : CollectCommand(study, unfinished);
+  return action == "status" ? StatusCommand(study, json) : CollectCommand(study, collect);
 }
 
 }  // namespace

@@ -90,6 +90,45 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
   return 0;
 }
 
+int TimeAtOnce(const std::string& config, const std::vector<std::string>& overrides,
+               const std::vector<int>& counts, double seconds, bool json) {
+  constexpr int kRounds = 5;
+  const auto e = Experiment::Load(config, overrides);
+  const Device device = ChooseDevice(*e);
+  const std::string name = DeviceName(device, *OpenStream(device, e->threads));
+  const double flops_per_token = PlanRun(*e, device).training_flops_per_token;
+  if (!json) {
+    fmt::print("{}, {} on {}, commit {}\n{:>8} {:>10} {:>14} {:>8} {:>10}\n", ShapeOf(*e),
+               NameOf(device.dtype), name, CommitText(), "at once", "ms/step", "tokens/s", "ratio",
+               "TFLOP/s");
+  }
+  double first = 0;
+  for (const int trainers : counts) {
+    const AtOnceTimes t = MeasureAtOnce(*e, device, trainers, kRounds, seconds);
+    if (first == 0) first = t.tokens_per_second;
+    const double ratio = t.tokens_per_second / first,
+                 tflop_s = flops_per_token * t.tokens_per_second * 1e-12;
+    if (json) {
+      const nlohmann::ordered_json row = {{"shape", ShapeOf(*e)},
+                                          {"pattern", e->model.pattern},
+                                          {"precision", NameOf(device.dtype)},
+                                          {"device", name},
+                                          {"commit", CommitText()},
+                                          {"at_once", trainers},
+                                          {"ms", Rounded(t.ms)},
+                                          {"tokens_per_s", Rounded(t.tokens_per_second)},
+                                          {"ratio", Rounded(ratio)},
+                                          {"tflop_per_s", Rounded(tflop_s)}};
+      fmt::print("{}\n", row.dump());
+    } else {
+      fmt::print("{:>8} {:>10.3f} {:>14.0f} {:>8.2f} {:>10.1f}\n", trainers, t.ms,
+                 t.tokens_per_second, ratio, tflop_s);
+    }
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
 int PrintOpTimes(const Device& device, Stream& stream, const std::string& filter, bool json) {
   nlohmann::ordered_json all = {{"device", DeviceName(device, stream)}, {"commit", CommitText()}};
   const auto measured = [&](const Roofline& r) {
@@ -157,10 +196,20 @@ int Main(CLI::App& app, int argc, char** argv) {
   step->add_option("--steps", steps, "timed steps, in rounds of 5, after 4 that are not timed")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
+  std::vector<int> at_once;
+  double seconds = 1;
+  step->add_option("--at-once", at_once,
+                   "so many trainers in one process instead, such as 1,2,4,8: tokens/s of all")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024));
+  step->add_option("--seconds", seconds, "with --at-once: of each of 5 timed rounds")
+      ->check(CLI::Range(1e-3, 1e4))
+      ->capture_default_str();
   step->add_flag("--json", json, "machine-readable output: one line");
   step->allow_extras()->fallthrough();
 
   const auto overrides = ParseCommandLine(app, argc, argv);
+  if (*step && !at_once.empty()) return TimeAtOnce(config, overrides, at_once, seconds, json);
   if (*step) return TimeStep(config, overrides, steps, json);
   const Device where = ChooseDevice(device, "auto");
   return PrintOpTimes(where, *OpenStream(where, threads), filter, json);

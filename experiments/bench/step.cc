@@ -3,10 +3,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <exception>
 #include <fstream>
 #include <map>
 #include <sstream>
+#include <thread>
 
 #include "experiments/run/files.h"
 
@@ -129,6 +132,58 @@ StepTimes MeasureStep(const Experiment& e, const Device& device, Stream& stream,
   trainer.StepOpByOp(clock);
   times.ops = clock.Sum();
   return times;
+}
+
+AtOnceTimes MeasureAtOnce(const Experiment& e, const Device& device, int trainers, int rounds,
+                          double seconds) {
+  struct Running {
+    std::unique_ptr<Stream> stream;
+    std::unique_ptr<Trainer> trainer = nullptr;
+    std::thread thread = {};
+    std::exception_ptr error = nullptr;
+  };
+  std::vector<Running> all(static_cast<size_t>(trainers));
+  for (Running& one : all) {
+    one.stream = OpenStream(device, e.threads);
+    one.trainer = std::make_unique<Trainer>(e, device, *one.stream);
+    RunSteps(*one.trainer, kWarmUp);
+  }
+  std::atomic<int64_t> steps = 0;
+  std::atomic<bool> stop = false;
+  for (Running& one : all) {
+    one.thread = std::thread([&, trainer = one.trainer.get()] {
+      try {
+        while (!stop) {
+          trainer->Start();
+          while (trainer->Finish(/*wait=*/trainer->Full())) ++steps;
+        }
+        while (trainer->Finish(/*wait=*/true)) {
+        }
+      } catch (...) {
+        one.error = std::current_exception();
+      }
+    });
+  }
+  std::vector<double> rates;
+  const auto pause = std::chrono::duration<double>(seconds);
+  std::this_thread::sleep_for(pause / 4);
+  for (int round = 0; round < rounds; ++round) {
+    const int64_t before = steps;
+    const auto start = Clock::now();
+    std::this_thread::sleep_for(pause);
+    const int64_t done = steps - before;
+    rates.push_back(static_cast<double>(done) /
+                    std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  stop = true;
+  for (Running& one : all) one.thread.join();
+  for (const Running& one : all) {
+    if (one.error) std::rethrow_exception(one.error);
+  }
+  std::sort(rates.begin(), rates.end());
+  const double rate = rates[rates.size() / 2];
+  return {trainers, 1e3 * trainers / rate,
+          rate * static_cast<double>(e.train.batch * e.train.length)};
 }
 
 }  // namespace weft

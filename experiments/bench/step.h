@@ -34,4 +34,15 @@ struct StepTimes {
 StepTimes MeasureStep(const Experiment& experiment, const Device& device, Stream& stream,
                       int64_t steps);
 
+// Several trainers of the experiment in one process, as a worker of a sweep has them: each in a
+// thread with its own stream and graph, none waiting for another.
+struct AtOnceTimes {
+  int trainers = 1;
+  double ms = 0;                 // of a step of one of them, mean
+  double tokens_per_second = 0;  // of all
+};
+// The median of `rounds` rounds of `seconds` each.
+AtOnceTimes MeasureAtOnce(const Experiment& experiment, const Device& device, int trainers,
+                          int rounds, double seconds);
+
 }  // namespace weft

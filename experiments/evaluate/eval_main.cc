@@ -48,6 +48,7 @@ int Main(CLI::App& app, int argc, char** argv) {
     if (e->task) {
       row["difficulty"] = v.difficulty;
       row["accuracy"] = v.score.accuracy;
+      row["exact_match"] = v.score.exact_match;
       row["chance"] = ChanceOf(*e, v);
     } else {
       row["bits_per_byte"] = v.score.BitsPerByte();

@@ -7,8 +7,9 @@ namespace weft {
 namespace {
 
 Score Mean(Score sums) {
-  const double n = static_cast<double>(std::max<int64_t>(1, sums.labels));
-  return {sums.nll / n, sums.accuracy / n, sums.labels};
+  const auto n = static_cast<double>(std::max<int64_t>(1, sums.labels));
+  const auto samples = static_cast<double>(std::max<int64_t>(1, sums.samples));
+  return {sums.nll / n, sums.accuracy / n, sums.exact_match / samples, sums.labels, sums.samples};
 }
 
 }  // namespace
@@ -70,10 +71,23 @@ void Evaluator::Add(Batch& batch, int64_t rows, Score& sums) {
   Copy(c_.stream, TensorView(correct.data(), DType::kF32, {N}, "correct"), loss.correct);
   Synchronize(c_.stream);
   const int32_t* labels = batch.labels(0, rows).Data<int32_t>();
+  const int32_t* starts = batch.documents(0, rows).start.Data<int32_t>();
+  int64_t graded = -1;  // where the sample of the last label begins
+  bool all_right = false;
   for (int64_t i = 0; i < N; ++i) {
     if (labels[i] == kIgnoreLabel) continue;
+    const bool is_right = correct[static_cast<size_t>(i)] == 1;
     sums.nll += nll[static_cast<size_t>(i)];
-    sums.accuracy += correct[static_cast<size_t>(i)];
+    sums.accuracy += is_right;
+    const int64_t begin = i / batch.T() * batch.T() + starts[i];
+    if (begin != graded) {
+      graded = begin, all_right = true;
+      ++sums.samples, ++sums.exact_match;
+    }
+    if (all_right && !is_right) {
+      all_right = false;
+      --sums.exact_match;
+    }
   }
   sums.labels += labelled;
 }

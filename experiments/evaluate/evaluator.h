@@ -8,9 +8,10 @@
 namespace weft {
 
 struct Score {
-  double nll = 0;       // nats per label
-  double accuracy = 0;  // share of labels that are the most likely token
-  int64_t labels = 0;
+  double nll = 0;          // nats per label
+  double accuracy = 0;     // share of labels that are the most likely token
+  double exact_match = 0;  // share of samples, of text documents, all of whose labels are
+  int64_t labels = 0, samples = 0;
   double BitsPerByte() const { return nll / 0.69314718055994530942; }  // one label per byte
 };
 
@@ -39,7 +40,7 @@ class Evaluator {
   Score OnText(const TextSource& source, int64_t length, int64_t rows);
 
  private:
-  // Adds nll, accuracy (as sums) and labels of the batch's first `rows` rows.
+  // Adds what the batch's first `rows` rows have, shares as counts.
   void Add(Batch& batch, int64_t rows, Score& sums);
   const Model& model_;
   Context c_;

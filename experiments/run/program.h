@@ -21,7 +21,7 @@ struct HelpWanted {};
 
 // Parses argv with `app` and returns what is left as overrides: "--model.d_model=512" and "--set
 // model.d_model=512" become "model.d_model=512". Anything else that is left is an Error kUsage.
-inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, char** argv) {
+inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, const char* const* argv) {
   std::vector<std::string> overrides;
   app.add_option("--set", overrides, "KEY=VALUE: the same as --KEY=VALUE")->expected(1)->take_all();
   app.allow_extras();
@@ -40,32 +40,18 @@ inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, char**
   return overrides;
 }
 
-// Runs a program's body; an error goes to stderr as one line that begins with the program's name.
-// `more_help` follows CLI11's text for --help: the config keys. Output that stdout does not take is
-// an error.
-inline int RunProgram(const char* name, CLI::App& app, const std::function<int()>& body,
-                      const std::function<std::string()>& more_help = {}) {
-  app.name(std::string("weft ") + name);
-  std::signal(SIGXFSZ,
-              SIG_IGN);  // a write beyond the limit on file sizes is an error that names the file
+// The exit code of `body`; what it throws becomes one line on `err` that begins with the program's
+// name.
+inline int ReportErrors(const char* name, std::FILE* err, const std::function<int()>& body) {
   const auto report = [&](std::string what, ExitCode code) {
     std::fflush(stdout);
     std::replace(what.begin(), what.end(), '\n', ' ');
-    std::fprintf(stderr, "weft %s: %s\n", name, what.c_str());
+    std::fprintf(err, "weft %s: %s\n", name, what.c_str());
+    std::fflush(err);
     return static_cast<int>(code);
   };
-  const auto flushed = [&](int code) {
-    std::cout.flush();
-    if (code != 0 || (std::fflush(stdout) == 0 && std::cout && !std::ferror(stdout))) return code;
-    return report(
-        "standard output cannot be written; free some space or redirect it to another place",
-        ExitCode::kFailure);
-  };
   try {
-    return flushed(body());
-  } catch (const HelpWanted&) {
-    std::cout << app.help() << (more_help ? more_help() : "");
-    return flushed(0);
+    return body();
   } catch (const CLI::ParseError& e) {
     return report(Cat(e.what(), "; see --help"), ExitCode::kUsage);
   } catch (const Error& e) {
@@ -75,6 +61,29 @@ inline int RunProgram(const char* name, CLI::App& app, const std::function<int()
   } catch (const std::exception& e) {
     return report(e.what(), ExitCode::kFailure);
   }
+}
+
+// Runs a program's body under ReportErrors. `more_help` follows CLI11's text for --help: the config
+// keys. Output that stdout does not take is an error.
+inline int RunProgram(const char* name, CLI::App& app, const std::function<int()>& body,
+                      const std::function<std::string()>& more_help = {}) {
+  app.name(std::string("weft ") + name);
+  std::signal(SIGXFSZ,
+              SIG_IGN);  // a write beyond the limit on file sizes is an error that names the file
+  return ReportErrors(name, stderr, [&] {
+    int code = 0;
+    try {
+      code = body();
+    } catch (const HelpWanted&) {
+      std::cout << app.help() << (more_help ? more_help() : "");
+    }
+    std::cout.flush();
+    if (code == 0 && (std::fflush(stdout) != 0 || !std::cout || std::ferror(stdout))) {
+      Fail(ExitCode::kFailure,
+           "standard output cannot be written; free some space or redirect it to another place");
+    }
+    return code;
+  });
 }
 
 }  // namespace weft

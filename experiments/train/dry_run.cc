@@ -38,6 +38,15 @@ constexpr double kEfficiency = 0.4;
 // What a training step sustains on a Hopper GPU in bf16, for an estimate.
 constexpr double kGpuFlops = 3e14;
 
+// A pass over so many tokens times channels keeps an H100 busy: beside it, further runs add nothing
+// (weft bench step --at-once).
+constexpr double kFillsGpu = 1 << 21;
+double GpuShare(const Experiment& e) {
+  return std::min(1.0, static_cast<double>(e.train.batch / e.train.accumulate * e.train.length *
+                                           e.model.d_model) /
+                           kFillsGpu);
+}
+
 // Keys that change nothing about the cost of a step.
 bool IsFree(const std::string& path) {
   static const std::vector<std::string> free = {"study",       "seed",
@@ -56,6 +65,7 @@ class Planner {
     std::string id, directory, device;
     RunPlan plan;
     double seconds;
+    bool on_gpu;
   };
   Run Of(Experiment& e) {
     const Device device = ChooseDevice(e);
@@ -72,7 +82,7 @@ class Planner {
         throw;
       }
     }
-    Run run{HashOf(fields), "", device.name, known->second, 0};
+    Run run{HashOf(fields), "", device.name, known->second, 0, device.cuda};
     run.directory = out_ + "/" + e.study + "/" + run.id;
     run.plan.tokens = e.train.steps * e.train.batch * e.train.length;
     const int threads = ThreadsOf(e);
@@ -90,6 +100,8 @@ class Planner {
     return {{"run_id", run.id},
             {"study", e.study},
             {"run_dir", run.directory},
+            {"device", run.on_gpu ? "cuda" : "cpu"},
+            {"gpu_share", GpuShare(e)},
             {"parameters",
              {{"total", plan.parameters.total},
               {"embedding", plan.parameters.embedding},

@@ -10,7 +10,8 @@
 namespace weft {
 
 void PrintPlan(Experiment& e, const std::string& out);
-// One line: run_id, run_dir, parameters, FLOPs, tokens, steps, batch, learning rate, memory, time.
+// One line: run_id, run_dir, device, share of a GPU that it keeps busy, parameters, FLOPs, tokens,
+// steps, batch, learning rate, memory, time.
 void PrintPlanJson(Experiment& e, const std::string& out);
 
 // Plans many runs of one config in one process. A line of `in` is

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -29,7 +30,8 @@ double Seconds(Clock::time_point since) {
 }
 
 // The last signal that asked for a stop. A handler can reach nothing but a global.
-volatile sig_atomic_t stop_signal = 0;
+std::atomic<int> stop_signal = 0;
+static_assert(std::atomic<int>::is_always_lock_free);
 void OnSignal(int signal) { stop_signal = signal; }
 constexpr int kStopSignals[3] = {SIGINT, SIGTERM, SIGUSR1};
 
@@ -164,6 +166,12 @@ StopSignals::~StopSignals() {
   for (size_t i = 0; i < 3; ++i) sigaction(kStopSignals[i], &old_[i], nullptr);
 }
 
+int StopSignal() { return stop_signal; }
+
+ExitCode CodeOf(int signal) {
+  return signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue;
+}
+
 std::unique_ptr<Experiment> LoadExperiment(const std::string& run_directory,
                                            const std::vector<std::string>& overrides) {
   const std::string path = ResolvedToml(run_directory);
@@ -210,6 +218,7 @@ void DeclareStreams(Journal& journal, const Experiment& e) {
                    {"tokens", "token", kInteger},
                    {"difficulty", "1", kInteger},
                    {"accuracy", "1", kNumber},
+                   {"exact_match", "1", kNumber},
                    {"nll", "nat/label", kNumber},
                    {"labels", "label", kInteger},
                    {"chance", "1", kNumber},
@@ -226,6 +235,7 @@ void AppendEvaluation(Journal& journal, const Trainer::Evaluation& v, double cha
                                     {"tokens", moment.tokens},
                                     {"difficulty", v.difficulty},
                                     {"accuracy", v.score.accuracy},
+                                    {"exact_match", v.score.exact_match},
                                     {"nll", v.score.nll},
                                     {"labels", v.score.labels},
                                     {"chance", chance},
@@ -238,10 +248,11 @@ std::string EvaluationTable(const Experiment& e,
   for (const auto& v : evaluations) {
     if (e.task) {
       if (text.empty())
-        text = fmt::format("{:<20} {:>10} {:>9} {:>7} {:>9}\n", "task", "difficulty", "accuracy",
-                           "chance", "nats");
-      text += fmt::format("{:<20} {:>10} {:>9.4f} {:>7.3f} {:>9.4f}\n", v.name, v.difficulty,
-                          v.score.accuracy, ChanceOf(e, v), v.score.nll);
+        text = fmt::format("{:<20} {:>10} {:>9} {:>7} {:>7} {:>9}\n", "task", "difficulty",
+                           "accuracy", "exact", "chance", "nats");
+      text +=
+          fmt::format("{:<20} {:>10} {:>9.4f} {:>7.4f} {:>7.3f} {:>9.4f}\n", v.name, v.difficulty,
+                      v.score.accuracy, v.score.exact_match, ChanceOf(e, v), v.score.nll);
     } else {
       text += fmt::format("held-out text: {:.4f} nats/byte, {:.4f} bits/byte, {} bytes\n",
                           v.score.nll, v.score.BitsPerByte(), v.score.labels);
@@ -250,9 +261,9 @@ std::string EvaluationTable(const Experiment& e,
   return text;
 }
 
-ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
-                    double seconds_before) {
-  const bool terminal = isatty(STDERR_FILENO);
+ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, double seconds_before,
+                    const RunIo& io) {
+  const bool terminal = isatty(fileno(io.err));
   const auto start = Clock::now();
   const int64_t first_step = trainer.progress().step;
   const double tokens_per_step = static_cast<double>(e.train.batch * e.train.length);
@@ -315,23 +326,24 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
     const std::string text = fmt::format(
         "step {}/{}{}  loss {:.4f}  {:.0f} tokens/s  {:.1f} GFLOP/s  {} left", r.step,
         e.train.steps, difficulty, r.loss, rate, rate * flops_per_token * 1e-9, DurationText(left));
-    // Not fmt: it throws when stderr is gone, and a run outlives its terminal.
-    if (terminal) std::fprintf(stderr, "\r\033[K%s", text.c_str());
+    // Not fmt: it throws when `err` is gone, and a run outlives its terminal.
+    if (terminal) std::fprintf(io.err, "\r\033[K%s", text.c_str());
     if (line) {
-      if (!terminal) std::fprintf(stderr, "%s\n", text.c_str());
+      if (!terminal) std::fprintf(io.err, "%s\n", text.c_str());
       run.Log(text);
     }
-    std::fflush(stderr);
+    std::fflush(io.err);
     shown = Clock::now();
   };
   const auto end_line = [&] {
-    if (terminal) std::fprintf(stderr, "\n");
+    if (terminal) std::fprintf(io.err, "\n");
   };
 
   try {
     status(RunState::kRunning, ExitCode::kOk, "");
     auto last_result = start;
     const auto record = [&](const Trainer::StepResult& r) {
+      if (r.step == first_step + 1) io.started();
       run.journal().Append("train",
                            {{"step", r.step},
                             {"tokens", e.TokensAfter(r.step)},
@@ -365,9 +377,9 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
       if (saves) checkpoint();
       if (signal && !last) {
         end_line();
-        const ExitCode code = signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue;
+        const ExitCode code = CodeOf(signal);
         status(RunState::kPreempted, code, "");
-        std::fprintf(stderr,
+        std::fprintf(io.err,
                      "weft train: stopped at step %lld after signal %d; continue with: weft train "
                      "--resume %s\n",
                      static_cast<long long>(step), signal, run.path().c_str());
@@ -394,7 +406,7 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer,
     throw;
   }
   end_line();
-  fmt::print("{}", EvaluationTable(e, evaluations));
+  fmt::print(io.out, "{}", EvaluationTable(e, evaluations));
   return ExitCode::kOk;
 }
 

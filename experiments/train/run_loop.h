@@ -4,6 +4,8 @@
 
 #include <signal.h>
 
+#include <cstdio>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,8 +38,8 @@ void AppendEvaluation(Journal& journal, const Trainer::Evaluation& evaluation, d
                       const Moment& moment);
 void DeclareStreams(Journal& journal, const Experiment& experiment);
 
-// Notes SIGINT, SIGTERM and SIGUSR1 as long as it lives, so that TrainToEnd stops after the step in
-// which they come.
+// Notes SIGINT, SIGTERM and SIGUSR1 as long as it lives, so that every TrainToEnd of the process
+// stops after the step in which they come.
 class StopSignals {
  public:
   StopSignals();
@@ -48,12 +50,24 @@ class StopSignals {
   struct sigaction old_[3];
 };
 
+// The last of these signals that came; 0 = none did.
+int StopSignal();
+// What a process exits with that a signal stopped: kInterrupted or kRequeue.
+ExitCode CodeOf(int signal);
+
+// Where a run speaks, and whom it tells that its first step is done: then its memory is taken and
+// its algorithms are chosen.
+struct RunIo {
+  std::FILE *out = stdout, *err = stderr;
+  std::function<void()> started = [] {};
+};
+
 // Trains until train.steps. Returns kOk, or kRequeue (SIGTERM, SIGUSR1) or kInterrupted (SIGINT)
 // after a checkpoint.
 ExitCode TrainToEnd(const Experiment& experiment, RunDirectory& run, Trainer& trainer,
-                    double seconds_before);
+                    double seconds_before, const RunIo& io = {});
 
-// Evaluations as the lines of a table, "difficulty  accuracy  chance  nats" or "nats/byte
+// Evaluations as the lines of a table, "difficulty  accuracy  exact  chance  nats" or "nats/byte
 // bits/byte".
 std::string EvaluationTable(const Experiment& experiment,
                             const std::vector<Trainer::Evaluation>& evaluations);

@@ -171,6 +171,13 @@ const std::vector<Case> kCases = {
     {"BenchOpsBrokenFilter", "", "$bench ops --device=cpu --filter='('", 2,
      {"\"(\" is no regular expression"}},
 
+    {"WorkerOfNone", "", "$train --worker=0", 2, {"--worker: Value 0 not in range"}},
+    {"WorkerWithConfig", "", "$train tiny.toml --worker=2 --out out", 2,
+     {"--worker and --devices take nothing else"}},
+    {"WorkerLineIsNoJson", "", "echo tiny.toml | $train --worker=2", 2, {"--worker: line 1: "}},
+    {"WorkerLineWithoutOutput", "", R"(echo '{"arguments": []}' | $train --worker=2)", 2,
+     {"--worker: line 1: ", "'output' not found"}},
+
     // Settings
     {"ConfigMissing", "", "$train none.toml --out out", 2,
      {"none.toml: cannot read: No such file"}},

@@ -109,6 +109,7 @@ class PlotTest : public testing::Test {
     int64_t seed;
     Numbers accuracy;
     std::string state = "done";
+    double exact_share = 1;  // exact match as a share of the accuracy
   };
   void WriteRecall(const std::string& path, const std::vector<RecallCell>& cells) const {
     TableRows of_cells("/cells"), eval("/eval"), train("/train");
@@ -130,6 +131,7 @@ class PlotTest : public testing::Test {
                   {"name", "recall"},
                   {"difficulty", d == 0 ? 4 : 8},
                   {"accuracy", c.accuracy[d]},
+                  {"exact_match", c.exact_share * c.accuracy[d]},
                   {"nll", 1.0},
                   {"labels", 100},
                   {"chance", 0.25}});
@@ -390,22 +392,69 @@ TEST_F(PlotTest, ADivergedSeedDidNotPassAndAQueuedOneDoesNotCount) {
   EXPECT_EQ(row["evidence"]["8"]["passed"], 1);
 }
 
+TEST_F(PlotTest, AnswersMayBeGradedBySampleAndFromChance) {
+  WriteRecall("sweep.h5",
+              {{"rnn", 0.001, 0, {1, 0.7}, "done", 1}, {"rnn", 0.001, 1, {0.8, 0.7}, "done", 0.5}});
+  const std::string head =
+      "recall, accuracy at     seeds  pass rate  95 % interval  median        range  best run  ";
+  const std::string both = Call("sweep.h5 --table").out;
+  EXPECT_EQ(both.substr(0, both.find('\n')), head + "chance  exact match");
+  EXPECT_NE(both.find("0.900  0.800-1.000     1.000   0.250        0.700"), std::string::npos)
+      << both;
+  const Json exact = Json::parse(Call("sweep.h5 --json --metric=exact_match").out);
+  const Json at4 = exact["accuracy"][0]["evidence"]["4"];
+  EXPECT_EQ(at4["passed"], 1);
+  EXPECT_DOUBLE_EQ(at4["min"], 0.4);
+  EXPECT_TRUE(exact["accuracy"][0]["chance"]["4"].is_null());
+  EXPECT_EQ(exact["notes"][0],
+            "Accuracy is here the share of samples whose answers are all right.");
+  const Json scaled = Json::parse(Call("sweep.h5 --json --metric=scaled").out)["accuracy"][0];
+  EXPECT_NEAR(scaled["evidence"]["8"]["median"], 0.6, 1e-12);
+  EXPECT_EQ(scaled["chance"]["8"], 0.0);
+}
+
 TEST_F(PlotTest, AReportHasTheSameEvidence) {
   WriteSearch("sweep.h5");
   const Output output = Call(". --best-over=optim.lr", "weft-report");
   ASSERT_EQ(output.exit_code, 0) << output.err;
   const std::string page = ReadFile(root_ + "/report.html");
-  for (const char* part :
-       {"<th>pass rate</th><th>pass low</th><th>pass high</th><th>median</th>",
-        "<td title=\"0.75\">",
-        "median and range over seeds, each seed with its best optim.lr, chosen on this evaluation.",
-        "intervals are Wilson&#x27;s", "rates and medians are optimistic"}) {
+  for (const char* part : {"<th>pass rate</th><th>pass low</th><th>pass high</th><th>median</th>",
+                           "<td title=\"0.75\">",
+                           "dotted the best run. Shown is each seed with its best optim.lr, chosen "
+                           "on this evaluation.",
+                           "intervals are Wilson&#x27;s", "rates and medians are optimistic"}) {
     EXPECT_NE(page.find(part), std::string::npos) << part;
   }
   const std::string high = Json::parse(Call("sweep.h5 --json --best-over=optim.lr")
                                            .out)["accuracy"][0]["evidence"]["8"]["pass_high"]
                                .dump();
   EXPECT_NE(page.find("<td title=\"" + high.substr(0, 14)), std::string::npos) << high;
+}
+
+TEST_F(PlotTest, AnyFigureGoesIntoTheFileThatWasAskedFor) {
+  WriteSearch("sweep.h5");
+  const Output svg = Call("sweep.h5 --figure pass-rate --best-over=optim.lr -o deep/rate.svg");
+  EXPECT_EQ(svg.exit_code, 0) << svg.err;
+  EXPECT_EQ(svg.err, "deep/rate.svg\n");
+  const std::string text = ReadFile(root_ + "/deep/rate.svg");
+  for (const char* label : {">rnn<", ">seeds with accuracy of at least 0.99<", ">difficulty<"})
+    EXPECT_NE(text.find(label), std::string::npos) << label;
+  EXPECT_EQ(Call("sweep.h5 --figure accuracy -o a.pdf").exit_code, 0);
+  EXPECT_TRUE(ReadFile(root_ + "/a.pdf").starts_with("%PDF"));
+  EXPECT_EQ(Call("sweep.h5 --figure accuracy -o again.pdf").exit_code, 0);
+  EXPECT_EQ(ReadFile(root_ + "/a.pdf"), ReadFile(root_ + "/again.pdf"));
+  EXPECT_EQ(Call("sweep.h5 --figure loss").err, "loss.svg\n");
+  ExpectRefused("sweep.h5 --figure state", {"sweep.h5: has nothing to draw as state"});
+  ExpectRefused("sweep.h5 --figure savings --fit '" WEFT_BIN_DIR "/weft-fit'",
+                {"sweep.h5: has nothing to draw as savings: table /cells has no column exit_code"});
+  ExpectRefused("sweep.h5 --figure savings --fit gone/weft-fit",
+                {"gone/weft-fit: is not there; build it with: ./weft build"});
+  EXPECT_EQ(Call("sweep.h5 --figure all").exit_code, 2);
+  const Output ending = Call("sweep.h5 --figure loss -o loss.jpg");
+  EXPECT_EQ(ending.exit_code, 2);
+  EXPECT_NE(ending.err.find("is loss.jpg, expected a name that ends in .svg, .pdf, .png"),
+            std::string::npos)
+      << ending.err;
 }
 
 TEST_F(PlotTest, BrokenOrMissingFilesAreOneLine) {

@@ -9,13 +9,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
@@ -42,7 +45,7 @@ struct FakeConfig {
   std::vector<std::string> pattern = {"attention"};
   int64_t seed = 0, threads = 0, d_model = 16, steps = 4;
   double lr = 0.001;
-  bool always_requeue = false;
+  bool always_requeue = false, gpu = false;
   int64_t step_ms = 0, exit_code = 0, requeue_at = 0, kill_at = 0;
 
   std::vector<ConfigField> Fields(bool all) {
@@ -60,6 +63,7 @@ struct FakeConfig {
     v.Key("fault.always_requeue", always_requeue, "");
     v.Key("fault.requeue_at", requeue_at, "");  // exits with 75 after this step
     v.Key("fault.kill_at", kill_at, "");        // kills itself at this step
+    v.Key("fault.gpu", gpu, "");                // says that it runs on one
     return std::move(v.fields());
   }
 };
@@ -77,6 +81,7 @@ int Train(FakeConfig& config, RunDirectory run) {
                                           {"tokens", "token", ColumnType::kInteger},
                                           {"difficulty", "1", ColumnType::kInteger},
                                           {"accuracy", "1"},
+                                          {"exact_match", "1"},
                                           {"nll", "nat/label"},
                                           {"labels", "label", ColumnType::kInteger},
                                           {"chance", "1"},
@@ -114,6 +119,7 @@ int Train(FakeConfig& config, RunDirectory run) {
                     {"tokens", step * 100},
                     {"difficulty", difficulty},
                     {"accuracy", 1.0 / static_cast<double>(difficulty + config.seed)},
+                    {"exact_match", 0.25},
                     {"nll", 0.5},
                     {"labels", 64},
                     {"chance", 0.1},
@@ -141,6 +147,8 @@ Json FakePlan(Settings settings, const Json& cell) {
     auto fields = config.Fields(true);
     Apply(settings, fields);
     Json plan = {{"run_id", HashOf(config.Fields(false))},
+                 {"device", config.gpu ? "cuda" : "cpu"},
+                 {"gpu_share", 0.4},
                  {"parameters",
                   {{"total", config.d_model * 100},
                    {"embedding", 10},
@@ -164,6 +172,40 @@ Json FakePlan(Settings settings, const Json& cell) {
   }
 }
 
+int FakeTrainer(int argc, char** argv);
+
+// Two GPUs, as nvidia-smi would number them 4 and 7.
+int FakeDevices() {
+  for (int i : {0, 1}) std::cout << Json{{"device", i}, {"free_bytes", 1 << 30}} << "\n";
+  return 0;
+}
+
+// Notes the GPU of every line and how many are under way.
+int FakeWorker(const std::string& program) {
+  std::mutex mutex;
+  std::vector<std::thread> threads;
+  std::atomic<int> running = 0;
+  int64_t number = 0;
+  for (std::string text; std::getline(std::cin, text);) {
+    threads.emplace_back([&, text, line = ++number] {
+      const Json json = Json::parse(text);
+      const int now = ++running;
+      std::vector<std::string> words = json.at("arguments");
+      words.insert(words.begin(), program);
+      const char* gpu = std::getenv("CUDA_VISIBLE_DEVICES");
+      std::ofstream("gpus.txt", std::ios::app) << (gpu ? gpu : "any") << " " << now << std::endl;
+      std::vector<char*> argv;
+      for (std::string& word : words) argv.push_back(word.data());
+      const int code = FakeTrainer(static_cast<int>(argv.size()), argv.data());
+      --running;
+      const std::lock_guard lock(mutex);
+      std::cout << line << " " << code << std::endl;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return 0;
+}
+
 int FakeTrainer(int argc, char** argv) {
   std::string file, out = "runs", resume;
   bool cells = false;
@@ -178,6 +220,10 @@ int FakeTrainer(int argc, char** argv) {
       overrides.push_back(argv[++i]);
     } else if (argument == "--cells") {
       cells = true;
+    } else if (argument == "--devices") {
+      return FakeDevices();
+    } else if (argument.starts_with("--worker=")) {
+      return FakeWorker(argv[0]);
     } else if (argument != "--json" && argument != "--dry-run") {
       file = argument;
     }
@@ -313,6 +359,25 @@ TEST_F(SweepTest, CellsAreVariantsTimesCasesTimesAxesInTheOrderOfTheFile) {
   EXPECT_EQ(first[2].path, "train.steps");
 }
 
+TEST_F(SweepTest, CellsAreStartedInTheOrderThatTheSweepNames) {
+  Write("s.toml",
+        std::string(kHead) + "order = [\"seed\", \"case\"]\n" + kVariants +
+            "[cases]\nshort = { train.steps = 3 }\nlong = { train.steps = 9, axes.seed = [5, 1, 0] "
+            "}\n[axes]\nseed = [1, 0]\n");
+  const Output run = Call("run s.toml --jobs 1");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  std::vector<size_t> places;
+  for (const char* name :
+       {"/short/seed=1", "/long/seed=5", "/short/seed=0", "/long/seed=1", "/long/seed=0"}) {
+    for (const char* variant : {"rnn", "attention"}) {
+      places.push_back(run.err.find(std::string(variant) + name));
+      ASSERT_NE(places.back(), std::string::npos) << variant << name << " in:\n" << run.err;
+    }
+  }
+  EXPECT_TRUE(std::is_sorted(places.begin(), places.end())) << run.err;
+  EXPECT_EQ(Json::parse(Call("plan s.toml --json").out)["cells"][0]["round"], 0);
+}
+
 TEST_F(SweepTest, ACaseMayHaveValuesOfItsOwnForAnAxis) {
   Write("s.toml", std::string(kHead) + "[variants]\na = { model.pattern = [\"c\"] }\n" +
                       "[cases]\nsmall = { train.steps = 3 }\nlarge = { train.steps = 9, axes.seed "
@@ -390,6 +455,11 @@ TEST_F(SweepTest, RefusesAnUnknownTopLevelKey) {
                 {"s.toml:1", "questoin", "\"question\""});
 }
 // A table of the file, and what one line of it must be refused with.
+TEST_F(SweepTest, RefusesAnOrderOfWhatIsNotThere) {
+  ExpectRefused(std::string("order = [\"sed\"]\n") + kHead + kVariants + "[axes]\nseed = [0, 1]\n",
+                {"s.toml:1", "\"sed\"", "\"seed\""});
+  ExpectRefused(std::string("order = 3\n") + kHead + kVariants, {"s.toml:1", "list of axes"});
+}
 TEST_F(SweepTest, RefusesAMatchThatDoesNotFit) {
   const auto expect = [&](const std::string& match, const std::vector<std::string>& parts) {
     ExpectRefused(std::string(kHead) + "match = { " + match + " }\n" + kVariants, parts);
@@ -537,6 +607,17 @@ TEST_F(SweepTest, RefusesAnUnknownActionAndConfigKeys) {
   EXPECT_EQ(Call("plan").exit_code, 2);
   EXPECT_EQ(Call("plan s.toml --jobs 0").exit_code, 2);
   EXPECT_EQ(Call("plan s.toml --seed=3").exit_code, 2);
+  for (const auto& [options, part] :
+       {std::pair{"--jobs=2 --per-device=2", "--jobs excludes --per-device"},
+        {"--per-device=0", "--per-device"},
+        {"--per-device=many", "many"},
+        {"--devices=0,x", "--devices"},
+        {"--devices=0", "--devices: the cells run on the CPU"}}) {
+    const Output output = Call(std::string("run s.toml ") + options);
+    EXPECT_EQ(output.exit_code, 2) << options;
+    EXPECT_NE(output.err.find(part), std::string::npos) << output.err;
+    EXPECT_EQ(std::count(output.err.begin(), output.err.end(), '\n'), 1) << output.err;
+  }
 }
 TEST_F(SweepTest, SaysWhenTheTrainerIsMissing) {
   fs::remove(root_ + "/bin/weft-train");
@@ -595,6 +676,7 @@ TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   EXPECT_EQ(texts(eval, "name")[15], "state_tracking");
   EXPECT_EQ(eval.Numbers("cell")[15], 7);
   EXPECT_EQ(eval.Numbers("accuracy")[15], 1.0 / 9);
+  EXPECT_EQ(eval.Numbers("exact_match")[15], 0.25);
   EXPECT_EQ(eval.Column("nll").unit, "nat/label");
   EXPECT_EQ(train.Numbers("loss")[31], 0.25);
   for (const auto& [name, value] : ReadAttributes(path, "/")) {
@@ -609,6 +691,35 @@ TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   const std::string log = ReadFile(run + "/log.txt");
   EXPECT_EQ(Call("run s.toml").exit_code, 0);
   EXPECT_EQ(ReadFile(run + "/log.txt"), log);
+}
+
+TEST_F(SweepTest, GpusShareTheCells) {
+  Write("s.toml", std::string(kHead) +
+                      "[variants]\nx = { fault.gpu = true, fault.step_ms = 50 }\n[axes]\nseed = "
+                      "[0, 1, 2, 3, 4, 5, 6, 7]\n");
+  // The GPUs that ran cells, and the most that one had at a time.
+  const auto used = [&](const std::string& options) {
+    fs::remove_all(root_ + "/runs");
+    fs::remove(root_ + "/gpus.txt");
+    const Output output = Finish(Start("run s.toml " + options, "CUDA_VISIBLE_DEVICES=4,7"));
+    EXPECT_EQ(output.exit_code, 0) << output.err;
+    std::istringstream lines(Read("gpus.txt"));
+    std::map<std::string, int> most, cells;
+    std::string gpu;
+    for (int at_once; lines >> gpu >> at_once; ++cells[gpu])
+      most[gpu] = std::max(most[gpu], at_once);
+    int all = 0;
+    for (const auto& [name, count] : cells) all += count;
+    EXPECT_EQ(all, 8);
+    return most;
+  };
+  using Most = std::map<std::string, int>;
+  EXPECT_EQ(used(""), (Most{{"4", 2}, {"7", 2}}));  // each keeps 0.4 of a GPU busy
+  EXPECT_EQ(used("--per-device=3"), (Most{{"4", 3}, {"7", 3}}));
+  EXPECT_EQ(used("--per-device=1 --devices=1"), (Most{{"7", 1}}));
+  const Output none = Call("run s.toml --devices=2");
+  EXPECT_EQ(none.exit_code, 2);
+  EXPECT_NE(none.err.find("--devices: GPU 2 is not there, found 2"), std::string::npos) << none.err;
 }
 
 TEST_F(SweepTest, ASweepThatGrewRunsTheNewCellsOnly) {
@@ -660,6 +771,48 @@ TEST_F(SweepTest, AFailedCellStopsNoOtherAndIsTriedAgain) {
   // Both faults strike at a step that lies behind the resumed runs.
   EXPECT_EQ(Call("resume s.toml").exit_code, 0);
   EXPECT_EQ(Status()["counts"]["done"], 4);
+}
+
+TEST_F(SweepTest, ASlimFileHasMeansOfTheCurvesAndEverythingElse) {
+  Write("s.toml", std::string(kHead) + kVariants + "[axes]\ntrain.steps = [40, 300]\n");
+  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  const std::string path = root_ + "/runs/s/sweep.h5";
+  const H5Table whole = ReadTable(path, "/train"), cells = ReadTable(path, "/cells"),
+                eval = ReadTable(path, "/eval");
+  ASSERT_EQ(whole.rows(), 2 * (40 + 300));
+  ASSERT_EQ(Call("collect s.toml --slim").exit_code, 0);
+  const H5Table slim = ReadTable(path, "/train");
+  std::map<double, std::vector<size_t>> rows;
+  const auto cell = slim.Numbers("cell"), step = slim.Numbers("step"),
+             tokens = slim.Numbers("tokens"), loss = slim.Numbers("loss");
+  const auto all_cells = whole.Numbers("cell"), all_steps = whole.Numbers("step"),
+             all_tokens = whole.Numbers("tokens"), all_losses = whole.Numbers("loss");
+  for (size_t r = 0; r < cell.size(); ++r) rows[cell[r]].push_back(r);
+  ASSERT_EQ(rows.size(), 4u);
+  for (const auto& [c, of_cell] : rows) {
+    const double steps = cells.Numbers("train.steps")[static_cast<size_t>(c)];
+    if (steps == 40) {  // short enough to stay as it is
+      EXPECT_EQ(of_cell.size(), 40u);
+    }
+    ASSERT_LE(of_cell.size(), 64u);
+    EXPECT_GT(of_cell.size(), 32u);
+    EXPECT_EQ(step[of_cell.back()], steps);
+    // Each row holds the means of the steps after the row before it.
+    double from = 1;
+    for (const size_t r : of_cell) {
+      double sum_tokens = 0, sum_loss = 0, count = 0;
+      for (size_t w = 0; w < all_steps.size(); ++w) {
+        if (all_cells[w] != c || all_steps[w] < from || all_steps[w] > step[r]) continue;
+        sum_tokens += all_tokens[w], sum_loss += all_losses[w], ++count;
+      }
+      ASSERT_EQ(count, step[r] - from + 1);
+      EXPECT_NEAR(tokens[r], sum_tokens / count, 0.5);
+      EXPECT_NEAR(loss[r], sum_loss / count, 1e-12);
+      from = step[r] + 1;
+    }
+  }
+  EXPECT_EQ(ReadTable(path, "/eval").Numbers("accuracy"), eval.Numbers("accuracy"));
+  EXPECT_EQ(ReadTable(path, "/cells").Numbers("memory_bytes"), cells.Numbers("memory_bytes"));
 }
 
 TEST_F(SweepTest, ADivergedCellIsAFailureThatIsNotRepeated) {

@@ -2,6 +2,7 @@
 // A run's bits depend on its settings alone: not on interruptions, threads or what else the process
 // trains.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
 #include "experiments/train/run_loop.h"
+#include "experiments/train/worker.h"
 #include "tests/errors.h"
 #include "tests/runs.h"
 
@@ -104,6 +106,47 @@ class Resume : public testing::Test {
       testing::internal::GetCapturedStderr();
       if (code == ExitCode::kOk) return run.path();
       EXPECT_EQ(code, ExitCode::kRequeue);
+    }
+  }
+
+  // Runs of different sizes, each in a directory of its own, as many at a time as there are.
+  void ExpectTogetherAsAlone(const std::vector<std::string>& overrides,
+                             const std::string& device) const {
+    struct One {
+      std::string toml;
+      std::vector<std::string> overrides;
+    };
+    std::vector<One> runs;
+    for (int i = 0; i < 8; ++i) {
+      runs.push_back({i % 2 ? kText : i % 4 ? kAccuracy : kStages, overrides});
+      runs.back().overrides.push_back(Cat("seed=", i));
+      if (i < 4) runs.back().overrides.push_back("model.pattern=attention");
+    }
+    std::string input;
+    for (size_t i = 0; i < runs.size(); ++i) {
+      Train(runs[i].toml, Cat("alone", i), false, runs[i].overrides, {device});
+      input += Cat(R"({"arguments": [")", i, R"("], "output": ")", scratch_ / "output", "\"}\n");
+    }
+    Spill(scratch_ / "input", input);
+    Spill(scratch_ / "answers", "");
+    const Descriptor in(open((scratch_ / "input").c_str(), O_RDONLY)),
+        out(open((scratch_ / "answers").c_str(), O_WRONLY | O_APPEND));
+    const auto run = [&](const std::vector<std::string>& arguments, const RunIo& io) {
+      const One& one = runs[std::stoul(arguments.at(0))];
+      const auto e = Make(one.toml, one.overrides);
+      const Device where = ChooseDevice(device, e->train.precision);
+      const auto stream = OpenStream(where, 1);
+      Trainer trainer(*e, where, *stream);
+      RunDirectory directory = Directory(*e, "together" + arguments[0]);
+      return static_cast<int>(TrainToEnd(*e, directory, trainer, 0, io));
+    };
+    EXPECT_EQ(ServeRuns(in.get(), out.get(), static_cast<int>(runs.size()), run), 0);
+    EXPECT_EQ(Lines(Slurp(scratch_ / "answers")).size(), runs.size());
+    for (size_t i = 0; i < runs.size(); ++i) {
+      SCOPED_TRACE(i);
+      const std::string together = RunBelow(scratch_ / Cat("together", i));
+      ASSERT_FALSE(together.empty()) << Slurp(scratch_ / "output");
+      ExpectSameRuns(together, RunBelow(scratch_ / Cat("alone", i)));
     }
   }
 
@@ -286,6 +329,8 @@ TEST_F(Resume, TrainersInOneProcessDoNotMeet) {
   EXPECT_TRUE(SameBits(Values(second), b));
 }
 
+TEST_F(Resume, RunsOfOneProcessAreThoseAlone) { ExpectTogetherAsAlone({}, "cpu"); }
+
 #ifdef WEFT_CUDA
 // Wide enough for the kernels that use tensor cores.
 const std::vector<std::string> kWide = {"model.d_model=128", "mixer.gated_delta.key_dim=64",
@@ -319,6 +364,10 @@ TEST_F(GpuResume, PeriodsWithRewinding) {
     ExpectPeriodsAreRuns(kText, Wide({precision}), "cuda");
     ExpectPeriodsAreRuns(kStages, Wide({precision}), "cuda");
   }
+}
+
+TEST_F(GpuResume, RunsOfOneProcessAreThoseAlone) {
+  ExpectTogetherAsAlone(Wide({"train.batch=32", "train.length=256"}), "cuda");
 }
 
 TEST_F(GpuResume, ARunMayChangeItsDevice) {

@@ -263,5 +263,47 @@ TEST(MiniLadder, PlanSaysSo) {
   }
 }
 
+// The models of Table 14 and the search of appendix C. A task's own config and its case of the
+// sweep say the same.
+TEST(Tables15To17, AreThePublishedModelsAndSearch) {
+  const Sweep sweep = ReadSweep(WEFT_SOURCE_DIR "/sweeps/olmo_hybrid_tables_15_17.toml");
+  constexpr int64_t d = 256, k = 4 * 64, v = 4 * 128, kMlpAndNorms = 3 * d * 1024 + 2 * d;
+  constexpr int64_t kAttention = 4 * d * d + 2 * d + kMlpAndNorms;
+  constexpr int64_t kGatedDelta =
+      d * (2 * k + v) + 2 * d * 4 + 2 * d * v + 2 * 4 + 4 * (2 * k + v) + 128 + kMlpAndNorms;
+  std::map<std::string, std::set<std::string>> searched;  // by case
+  for (const Cell& cell : sweep.cells) {
+    const auto e = ExperimentOf(sweep, cell.settings);
+    const int64_t deltas = cell.variant == "transformer"         ? 0
+                           : cell.variant.starts_with("hybrid_") ? 3
+                                                                 : 4;
+    EXPECT_EQ(ModelOf(*e).Count().body, deltas * kGatedDelta + (4 - deltas) * kAttention + d);
+    EXPECT_EQ(e->train.batch, 32);
+    EXPECT_EQ(e->optim.warmup, 250);
+    EXPECT_EQ(e->eval.samples, 256);
+    EXPECT_EQ(e->eval.difficulties, (std::vector<int64_t>{4, 8, 16, 32, 64, 128}));
+    searched[cell.case_name].insert(Cat(e->optim.schedule, " ", e->optim.lr));
+
+    const auto task =
+        Experiment::Load(Cat(WEFT_SOURCE_DIR "/experiments/", cell.case_name, ".toml"), {});
+    EXPECT_EQ(task->train.length, e->train.length) << cell.case_name;
+    EXPECT_EQ(ModelOf(*task).Count().body, 3 * kGatedDelta + kAttention + d);
+  }
+  EXPECT_EQ(searched["state_tracking"].size(), 6u);
+  EXPECT_EQ(searched["recall"].size(), 6u);
+  EXPECT_EQ(searched["state_based_recall"].size(), 4u);
+}
+
+TEST(Studies, CanAllBePlanned) {
+  for (const char* name :
+       {"olmo_hybrid_tables_15_17", "parity_and_groups", "mqar", "code_execution"}) {
+    Scratch scratch;
+    const ShellResult result =
+        Shell(scratch.path(), Cat("'" WEFT_BIN_DIR "/weft-sweep' plan '" WEFT_SOURCE_DIR "/sweeps/",
+                                  name, ".toml' --json"));
+    EXPECT_EQ(result.code, 0) << result.output;
+  }
+}
+
 }  // namespace
 }  // namespace weft

@@ -78,5 +78,29 @@ TEST(Control, StaysAtChance) {
   EXPECT_EQ(score.labels, 2048);
 }
 
+// Two queries per sample and several samples per row: a sample counts when the answers that it adds
+// are all right.
+TEST(ExactMatch, CountsTheSamplesWhoseAnswersAreAllRight) {
+  const auto e = Experiment::Load(
+      "", {"task.name=mqar", "task.vocabulary=16", "task.difficulties=2", "task.stage_steps=0",
+           "model.d_model=32", "model.layers=2", "optim.lr=5e-3", "train.length=64"});
+  Stream stream(std::in_place_type<CpuStream>, 1);
+  Trainer trainer(*e, Device{}, stream);
+  for (int i = 0; i < 60; ++i) trainer.Step();
+  int64_t labels = 0, right = 0, exact = 0;
+  for (int64_t n = 1; n <= 128; ++n) {
+    e->eval.samples = n;
+    const Score score = trainer.Evaluate().at(0).score;
+    const int64_t now = std::llround(score.accuracy * static_cast<double>(score.labels));
+    exact += now - right == score.labels - labels;
+    labels = score.labels, right = now;
+    ASSERT_EQ(score.samples, n);
+    ASSERT_EQ(std::llround(score.exact_match * static_cast<double>(n)), exact) << n;
+  }
+  EXPECT_GT(exact, 0);
+  EXPECT_LT(exact, 128);
+  EXPECT_EQ(labels, 2 * 128);
+}
+
 }  // namespace
 }  // namespace weft

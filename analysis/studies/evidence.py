@@ -1,0 +1,162 @@
+"""Tables of results with what the seeds say: pass rates with intervals, medians, ranges, the best run."""
+
+import math
+import statistics
+from collections import Counter, defaultdict
+
+from studies.results import METRICS, best_run, last_evals
+
+LEVEL = 0.95  # of Wilson's intervals
+Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+
+
+class Cloud:
+    """Mean and range over seeds at each x."""
+
+    def __init__(self, points):
+        values = defaultdict(list)
+        for x, y in points:
+            if math.isfinite(y):
+                values[x].append(y)
+        self.x = sorted(values)
+        self.mean = [sum(values[x]) / len(values[x]) for x in self.x]
+        self.low = [min(values[x]) for x in self.x]
+        self.high = [max(values[x]) for x in self.x]
+        self.several = any(len(v) > 1 for v in values.values())
+
+
+def panels(results):
+    """Title -> its evaluations, for the tasks; a task in several cases is one panel per case."""
+    rows = [e for e in last_evals(results) if e["name"] != "text"]
+    cases = defaultdict(set)
+    for e in rows:
+        cases[e["name"]].add(e["case"])
+    grouped = {}
+    for e in rows:
+        title = e["name"] if len(cases[e["name"]]) == 1 else e["case"] if e["name"] in e["case"] else f"{e['name']}, {e['case']}"
+        title = title.replace("_", " ")
+        grouped.setdefault(title, []).append(e)
+    return grouped
+
+
+def wilson(passed, n):
+    """Interval at LEVEL for the rate of `passed` out of n > 0, in [0, 1].
+
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = passed/n; Wilson 1927, and Brown, Cai and DasGupta
+    2001, who recommend it for small n.
+    """
+    p, z2 = passed / n, Z * Z
+    centre, half = p + z2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    scale = 1 + z2 / n
+    return (0.0 if passed == 0 else (centre - half) / scale), (1.0 if passed == n else (centre + half) / scale)
+
+
+def evidence(runs, diverged, difficulties, bar):
+    """{difficulty: what the runs show, one per seed}. A diverged run did not pass and has no accuracy."""
+    best = {e["difficulty"]: e["accuracy"] for e in best_run(runs) if math.isfinite(e["accuracy"])} if runs else {}
+    rows = {}
+    for difficulty in difficulties:
+        values = [e["accuracy"] for run in runs for e in run if e["difficulty"] == difficulty and math.isfinite(e["accuracy"])]
+        if not values and runs:
+            continue
+        n, passed = len(values) + diverged, sum(v >= bar for v in values)
+        low, high = wilson(passed, n)
+        exact = [e["exact_match"] for run in runs for e in run if e["difficulty"] == difficulty and "exact_match" in e]
+        rows[difficulty] = {"seeds": n, "passed": passed, "pass_rate": passed / n, "pass_low": low, "pass_high": high,
+                            "median": statistics.median(values) if values else None, "min": min(values, default=None),
+                            "max": max(values, default=None), "best_run": best.get(difficulty),
+                            "exact_match": statistics.median(exact) if exact else None}
+    return rows
+
+
+def accuracy_table(results):
+    """Rows of {task, series, seeds, accuracy: {difficulty: median}, chance: {difficulty: level}, evidence}."""
+    rows = []
+    for title, evals in panels(results).items():
+        chance = {e["difficulty"]: e["chance"] for e in evals}
+        cases = {e["case"] for e in evals}
+        for series in results.series:
+            runs = defaultdict(list)
+            for e in evals:
+                if e["series"] == series:
+                    runs[e["cell"]].append(e)
+            seeds = {e["seed"] for run in runs.values() for e in run}
+            diverged = {c["seed"] for c in results.not_done
+                        if c["state"] == "diverged" and c["series"] == series and c["case"] in cases} - seeds
+            if not seeds and not diverged:
+                continue
+            found = evidence(list(runs.values()), len(diverged), sorted(chance), results.bar)
+            rows.append({"task": title, "series": series, "seeds": len(seeds) + len(diverged),
+                         "accuracy": {d: e["median"] for d, e in found.items() if e["median"] is not None},
+                         "chance": {x: chance[x] if math.isfinite(chance[x]) else None for x in sorted(chance)},
+                         "evidence": found})
+    return rows
+
+
+def evidence_rows(rows):
+    """Rows of accuracy_table, one per difficulty."""
+    return [{"task": r["task"], "series": r["series"], "difficulty": d, **e, "chance": r["chance"][d]}
+            for r in rows for d, e in r["evidence"].items()]
+
+
+def selection(results):
+    """What must stand beside every number of --best-over, or nothing."""
+    return f"each seed with its best {' and '.join(results.best_over)}, chosen on this evaluation" if results.best_over else ""
+
+
+def notes(results):
+    """How to read the tables, as sentences."""
+    said = []
+    if results.metric != "accuracy":
+        said.append(f"Accuracy is here the {METRICS[results.metric]}.")
+    if any(r["seeds"] > 1 for r in accuracy_table(results)):
+        said.append(f"A seed passes with an accuracy of at least {results.bar:g}, a diverged one does not; intervals are "
+                    "Wilson's; the best run is the most accurate at the greatest difficulty.")
+    if results.best_over:
+        said.append(f"Shown is {selection(results)}: rates and medians are optimistic.")
+    return said
+
+
+def unfinished(results):
+    """The cells that are not done, as at most one sentence."""
+    states = Counter(c["state"] for c in results.not_done)
+    counts = ", ".join(f"{n} {state}" for state, n in states.items())
+    return [f"{len(results.not_done)} of {len(results.cells)} cells are not done: {counts}."] if states else []
+
+
+def text_table(results):
+    rows = []
+    evals = [e for e in last_evals(results) if e["name"] == "text"]
+    for series in results.series:
+        mine = [e["nll"] / math.log(2) for e in evals if e["series"] == series]
+        if mine:
+            rows.append({"series": series, "seeds": len(mine), "bits_per_byte": sum(mine) / len(mine)})
+    return rows
+
+
+def number(value):
+    """A setting of an axis, as a size is called by it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def match_rows(results):
+    """Counts of each variant beside those of the first, at each size: case and axes, as weft fit names it."""
+    rows, first, seen = [], {}, set()
+    sized = [a for a in results.axes if a != "seed" and not a.startswith("optim.") and len({c[a] for c in results.cells}) > 1]
+    for cell in results.cells:
+        size = " ".join([cell["case"], *(f"{a}={number(cell[a])}" for a in sized)]).strip()
+        if (size, cell["variant"]) in seen:
+            continue
+        seen.add((size, cell["variant"]))
+        row = {"variant": cell["variant"], "size": size}
+        reference = first.setdefault(size, cell)
+        for key in ["parameters", "embedding_parameters", "head_parameters", "body_parameters", "flops_per_token"]:
+            if cell.get(key) is None:
+                continue
+            row[key] = cell[key]
+            if key in ("parameters", "body_parameters", "flops_per_token") and reference.get(key):
+                row[f"{key}, % of {reference['variant']}"] = 100 * cell[key] / reference[key]
+        if math.isfinite(cell.get("residual_percent", math.nan)):
+            row |= {"matched_value": cell["matched_value"], "residual, %": cell["residual_percent"]}
+        rows.append(row)
+    return rows
