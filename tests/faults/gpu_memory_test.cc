@@ -45,7 +45,7 @@ class GpuMemory : public testing::Test {
  private:
   int file_;
 };
-using GpuFullMemory = GpuMemory;  // little or nothing is left for others
+using GpuFullMemory = GpuMemory;  // all is taken, or asked for in vain
 
 constexpr int64_t kMiB = 1 << 20;
 
@@ -143,7 +143,7 @@ TEST_F(GpuFullMemory, WhatOthersHoldIsNotPlannedWith) {
       {"data.random=256", batch_key, error.substr(advice, error.find(' ', advice) - advice)}));
 }
 
-TEST_F(GpuMemory, AnAllocationThatFailsLeavesTheRest) {
+TEST_F(GpuFullMemory, AnAllocationThatFailsLeavesTheRest) {
   const Stream stream(std::in_place_type<CudaStream>, 0);
   const std::string error = ErrorOf(ExitCode::kOutOfMemory, [] {
     const Arena all(Arena::Mode::kPlain, CudaMemory().total, Memory::kDevice);
