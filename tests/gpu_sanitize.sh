@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # compute-sanitizer over the laws that need a GPU: no tool may find anything.
 #   tests/gpu_sanitize.sh [BIN] [LIMIT]   runs every Gpu* suite of the test programs in BIN under each tool, on all GPUs
-# What has not ended after LIMIT seconds (3600) is named and fails. The op laws only launch (WEFT_LAWS=launch), and the laws that
-# ask for all of a GPU's memory are left out, since the tools need some. racecheck looks at this project's kernels alone.
+# What has not ended after LIMIT seconds (3600) is named and fails. The op laws only launch (WEFT_LAWS=launch); the laws
+# that ask for all of a GPU's memory are left out, since the tools need some. racecheck looks at this project's kernels.
 #   SANITIZER   compute-sanitizer; at best 2026.1 or later: racecheck of 2025 takes what mbarriers order for races
 #   TOOLS LAWS  which tools, and a filter of GoogleTest's for the laws
-#   JOBS BATCH  so many processes (one per core) with so many laws each (4), all of one suite: they launch the same kernels,
-#               and a tool needs seconds to change a file of them
+#   JOBS BATCH  so many processes (one per core) with so many laws each (4), all of one suite: they launch the same
+#               kernels, and a tool needs seconds to change a file of them
 #   LOGS        the folder for what the tools say
 set -euo pipefail
 sanitizer=${SANITIZER:-compute-sanitizer}
@@ -30,8 +30,8 @@ batches() { # filters
 batch() { # number tool program filter
   local kernels=()
   [ "$2" = racecheck ] && kernels=(--kernel-name kns=4weft)
-  CUDA_VISIBLE_DEVICES=$(($1 % gpus)) timeout $((limit - SECONDS)) "$sanitizer" --tool "$2" --port $((20000 + 10 * $1)) \
-    "${kernels[@]}" "$bin/$3" --gtest_filter="$4" >"$logs/$2.$3.$1" 2>&1
+  CUDA_VISIBLE_DEVICES=$(($1 % gpus)) timeout $((limit - SECONDS)) "$sanitizer" --tool "$2" \
+    --port $((20000 + 10 * $1)) "${kernels[@]}" "$bin/$3" --gtest_filter="$4" >"$logs/$2.$3.$1" 2>&1
 }
 
 for test in "$bin"/*_test; do
