@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # compute-sanitizer over the laws that need a GPU: no tool may find anything.
 #   tests/gpu_sanitize.sh [BIN] [LIMIT]   runs every Gpu* suite of the test programs in BIN under each tool, on all GPUs
-# What has not ended after LIMIT seconds (3600) is named and fails. TOOLS="racecheck memcheck" leaves out the others, LAWS is
-# a filter of GoogleTest's, LOGS the folder for what the tools say, SANITIZER the program: before 2026.1, racecheck takes
-# warps that meet at an mbarrier for a race. The op laws only launch (WEFT_LAWS=launch). racecheck looks at the kernels of
-# this project, the others at those of CUDA's libraries too. Laws that fill a GPU's memory are left out: the tools need some.
+# What has not ended after LIMIT seconds (3600) is named and fails. The op laws only launch (WEFT_LAWS=launch); the laws
+# that ask for all of a GPU's memory are left out, since the tools need some. racecheck looks at this project's kernels.
+#   SANITIZER   compute-sanitizer; at best 2026.1 or later: racecheck of 2025 takes what mbarriers order for races
+#   TOOLS LAWS  which tools, and a filter of GoogleTest's for the laws
+#   JOBS BATCH  so many processes (one per core) with so many laws each (4), all of one suite: they launch the same
+#               kernels, and a tool needs seconds to change a file of them
+#   LOGS        the folder for what the tools say
 set -euo pipefail
 sanitizer=${SANITIZER:-compute-sanitizer}
 tools=${TOOLS:-racecheck synccheck initcheck memcheck}
@@ -17,19 +20,18 @@ mkdir -p "$logs"
 export WEFT_LAWS=launch
 export XDG_CACHE_HOME=$logs/cache # what was timed under a tool is no choice to keep
 
-# Up to four laws of a suite at a time, as a filter: they launch the same kernels, which a tool needs long to change.
-batches() {
-  "$1" --gtest_filter="$wanted" --gtest_list_tests 2>/dev/null | awk '
+batches() { # filters
+  "$1" --gtest_filter="$wanted" --gtest_list_tests 2>/dev/null | awk -v size="${BATCH:-4}" '
     /^[^ ]/ { suite = $1; n = 0 }
-    /^  / { printf "%s%s%s", n % 4 ? ":" : "\n", suite, $1; ++n }
+    /^  / { printf "%s%s%s", n % size ? ":" : "\n", suite, $1; ++n }
     END { print "" }' | grep '[.]' || true
 }
 
 batch() { # number tool program filter
   local kernels=()
   [ "$2" = racecheck ] && kernels=(--kernel-name kns=4weft)
-  CUDA_VISIBLE_DEVICES=$(($1 % gpus)) timeout $((limit - SECONDS)) "$sanitizer" --tool "$2" --port $((20000 + 10 * $1)) \
-    "${kernels[@]}" "$bin/$3" --gtest_filter="$4" >"$logs/$2.$3.$1" 2>&1
+  CUDA_VISIBLE_DEVICES=$(($1 % gpus)) timeout $((limit - SECONDS)) "$sanitizer" --tool "$2" \
+    --port $((20000 + 10 * $1)) "${kernels[@]}" "$bin/$3" --gtest_filter="$4" >"$logs/$2.$3.$1" 2>&1
 }
 
 for test in "$bin"/*_test; do
@@ -39,7 +41,7 @@ cut -d' ' -f2 "$logs/batches" | tr : '\n' | sort >"$logs/laws"
 n=0
 for tool in $tools; do
   while read -r program filter; do
-    while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n || true; done
+    while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-$(nproc)}" ]; do wait -n || true; done
     [ $SECONDS -lt "$limit" ] && batch $n "$tool" "$program" "$filter" &
     n=$((n + 1))
   done <"$logs/batches"

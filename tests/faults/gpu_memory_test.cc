@@ -6,6 +6,8 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <vector>
+
 #include "experiments/train/trainer.h"
 #include "kernels/matmul/matmul.h"
 #include "tests/errors.h"
@@ -43,15 +45,28 @@ class GpuMemory : public testing::Test {
  private:
   int file_;
 };
-using GpuFullMemory = GpuMemory;  // little or nothing is left for others
+using GpuFullMemory = GpuMemory;  // all is taken, or asked for in vain
 
 constexpr int64_t kMiB = 1 << 20;
 
-// Whether `action` succeeds with so many bytes left to it; the only error that it may end with says
-// that it is too little.
+// What others hold, when they leave about so many bytes.
+std::vector<Arena> AllBut(int64_t left) {
+  std::vector<Arena> held;
+  for (int64_t piece = int64_t{1} << 40; piece >= 2 * kMiB; piece /= 2) {
+    try {
+      while (CudaMemory().free - left >= piece)
+        held.emplace_back(Arena::Mode::kPlain, piece, Memory::kDevice);
+    } catch (const Error&) {  // free, but in smaller pieces
+    }
+  }
+  return held;
+}
+
+// Whether `action` succeeds where so many bytes are left to it; the only error that it may end with
+// says that it is too little.
 template <class Action>
 bool Fits(int64_t left, const Action& action) {
-  const Arena others(Arena::Mode::kPlain, CudaMemory().free - left, Memory::kDevice);
+  const auto others = AllBut(left);
   try {
     action();
     return true;
@@ -66,13 +81,13 @@ bool Fits(int64_t left, const Action& action) {
 // first used, so these laws come first.
 TEST_F(GpuFullMemory, ALibraryThatFindsTooLittleIsNamed) {
   const Stream device(std::in_place_type<CudaStream>, 0);
-  const Arena others(Arena::Mode::kPlain, CudaMemory().free - 256 * kMiB, Memory::kDevice);
   Arena arena(Arena::Mode::kPlain, kMiB, Memory::kDevice);
   const MatmulFwd product{.x = arena.Alloc(DType::kBF16, {1, 64, 64}, "x"),
                           .w = arena.Alloc(DType::kBF16, {64, 64}, "w"),
                           .y = arena.Alloc(DType::kBF16, {1, 64, 64}, "y")};
+  const auto others = AllBut(256 * kMiB);
   bool fits = false;
-  for (const int64_t left : {2, 4, 8, 16, 24, 32, 48, 64, 128}) {
+  for (const int64_t left : {0, 2, 4, 8, 16, 24, 32, 48, 64, 128}) {
     fits = Fits(left * kMiB, [&] {
       Stream stream(std::in_place_type<CudaStream>, 0);
       Launch(stream, product);
@@ -86,11 +101,9 @@ TEST_F(GpuFullMemory, ARunThatFindsTooLittleIsNamed) {
   const Stream device(std::in_place_type<CudaStream>, 0);
   const auto e = Make({"data.random=256", "train.batch=2"});
   const int64_t planned = PlanRun(*e, ChooseDevice(*e)).memory_bytes;
-  const Arena others(Arena::Mode::kPlain, CudaMemory().free - planned - 256 * kMiB,
-                     Memory::kDevice);
-  for (const int64_t beside : {-256, -64, -32, -16, -8, -4, 0, 4, 8, 16, 32, 64}) {
+  const auto others = AllBut(planned + 256 * kMiB);
+  for (const int64_t beside : {-256, -64, -32, -16, -8, -4, 0, 4, 8, 16, 32, 64})
     Fits(planned + beside * kMiB, [&] { Train(*e); });
-  }
 }
 
 TEST_F(GpuMemory, IsAsPlanned) {
@@ -130,7 +143,7 @@ TEST_F(GpuFullMemory, WhatOthersHoldIsNotPlannedWith) {
       {"data.random=256", batch_key, error.substr(advice, error.find(' ', advice) - advice)}));
 }
 
-TEST_F(GpuMemory, AnAllocationThatFailsLeavesTheRest) {
+TEST_F(GpuFullMemory, AnAllocationThatFailsLeavesTheRest) {
   const Stream stream(std::in_place_type<CudaStream>, 0);
   const std::string error = ErrorOf(ExitCode::kOutOfMemory, [] {
     const Arena all(Arena::Mode::kPlain, CudaMemory().total, Memory::kDevice);
