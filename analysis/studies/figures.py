@@ -320,25 +320,25 @@ def tokens_figure(laws):
 
 
 def flops_figure(laws):
-    """Loss against 6 N D, all architectures in one panel, with the compute-optimal frontier of each."""
+    """Loss against training FLOPs k N^g D, all architectures in one panel, with the compute-optimal frontier of each."""
     import numpy as np
 
     setup_matplotlib()
     figure, (ax,) = grid_of(1)
     figure.set_size_inches(5.5, 3.8)
-    flops = [6 * r["n"] * r["d"] for r in laws.rows]
+    flops = [r["flops"] for r in laws.rows]
     c = np.geomspace(min(flops), max(flops), 80)
     for i, name in enumerate(laws.names):
         law, colour = laws.laws[name], COLOURS[i % len(COLOURS)]
         rows = [r for r in laws.rows if r["architecture"] == name]
-        ax.plot([6 * r["n"] * r["d"] for r in rows], [r["loss"] for r in rows], MARKERS[i % len(MARKERS)], color=colour,
+        ax.plot([r["flops"] for r in rows], [r["loss"] for r in rows], MARKERS[i % len(MARKERS)], color=colour,
                 alpha=0.5, markersize=3.5)
         if min(law["A"], law["B"]) > 0:
-            a = law["beta"] / (law["alpha"] + law["beta"])
-            n = (law["alpha"] * law["A"] / (law["beta"] * law["B"])) ** (1 / (law["alpha"] + law["beta"])) * (c / 6) ** a
-            ax.plot(c, laws.loss(name, n, c / 6 / n), color=colour, label=name or "all")
+            alpha, beta, k, g = law["alpha"], law["beta"], law["k"], law["g"]
+            n = (alpha * law["A"] / (g * beta * law["B"]) * (c / k) ** beta) ** (1 / (alpha + g * beta))
+            ax.plot(c, laws.loss(name, n, c / (k * n**g)), color=colour, label=name or "all")
     ax.set_xscale("log")
-    ax.set_xlabel("6 N D (FLOPs)")
+    ax.set_xlabel("FLOPs in training")
     ax.set_ylabel("held-out loss")
     legend_above(figure, [ax])
     return figure
