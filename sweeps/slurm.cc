@@ -76,8 +76,10 @@ std::set<std::string> Submitted(const Study& study) {
   const int next = NextSubmission(study);
   if (next == 0) return ids;
   std::string names;
-  for (int number = 0; number < next; ++number)
-    names += (number > 0 ? "," : "") + JobName(study, number);
+  for (int number = 0; number < next; ++number) {
+    if (number > 0) names += ',';
+    names += JobName(study, number);
+  }
   const Output queue = Call({"squeue", "-h", "-r", "-o", "%j %K %T", "--name=" + names});
   if (queue.exit_code != 0) {
     Fail(ExitCode::kFailure, "squeue says nothing about the earlier submissions of ",

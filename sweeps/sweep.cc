@@ -455,7 +455,7 @@ Sweep ReadSweep(const std::string& path) {
     cross(axis, [&](Cell& cell, const Choice& choice) {
       const Setting& setting = choice.settings.front();
       cell.axes.push_back(setting);
-      if (varies) cell.name += "/" + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
+      if (varies) cell.name += '/' + ShortKey(setting.path, sweep.axes) + "=" + choice.name;
     });
   }
   if (!sweep.match.where.empty()) SetReferences(sweep, variants);

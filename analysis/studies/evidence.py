@@ -33,8 +33,8 @@ def panels(results):
         cases[e["name"]].add(e["case"])
     grouped = {}
     for e in rows:
-        name = e["name"].replace("_", " ")
-        title = name if len(cases[e["name"]]) == 1 else f"{name}, {e['case']}"
+        title = e["name"] if len(cases[e["name"]]) == 1 else e["case"] if e["name"] in e["case"] else f"{e['name']}, {e['case']}"
+        title = title.replace("_", " ")
         grouped.setdefault(title, []).append(e)
     return grouped
 

@@ -193,7 +193,7 @@ def state_figure(results):
             ax.plot(x, [statistics.median(y for at, y in runs if at == one) for one in x], color=colour, marker=marker, label=name,
                     clip_on=False)
         ax.set_xscale("log")
-        unit_axes(ax, f"{title}, difficulty {hardest}", "decode state (bytes)")
+        unit_axes(ax, f"{title}\ndifficulty {hardest}", "decode state (bytes)")
     for ax in axes[::columns_of(len(axes))]:
         ax.set_ylabel("accuracy")
     caption_below(figure, results)
@@ -473,9 +473,9 @@ FIGURES = {
                         True),
     "loss-flops": Kind(flops_figure, "Held-out loss against compute. Lines: the compute-optimal loss of each law.", True),
     "surface": Kind(surface_figure, "The fitted loss over size and tokens, and where it was measured.", True),
-    "savings": Kind(savings_figure, "Token savings at equal N: {reference} after {ratio:.4g} tokens per parameter, over the tokens "
-                    "with which the architecture reaches that loss. Above 1 favours the architecture. Bands are bootstrap "
-                    "intervals; the two largest sizes are extrapolated.", True),
+    "savings": Kind(savings_figure, "Token savings at equal N: the most tokens that a size was trained with, over those with which "
+                    "the architecture reaches the loss that {reference} then has. Above 1 favours the architecture. Bands are "
+                    "bootstrap intervals; the two largest sizes are extrapolated.", True),
     "isoflop": Kind(isoflop_figure, "Parabolas through the losses of each budget; stars are their minima.", True),
 }
 
@@ -491,7 +491,7 @@ def draw(name, results, laws=None):
 def caption(name, results, laws=None):
     said = FIGURES[name].caption
     if FIGURES[name].of_laws:
-        return said.format(reference=laws.reference, ratio=laws.ratio)
+        return said.format(reference=laws.reference)
     return f"{said} Shown is {selection(results)}." if results.best_over and name != "cost" else said
 
 

@@ -18,13 +18,13 @@ def add_options(parser, default_count="parameters"):
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples behind each interval; default: 1000")
     parser.add_argument("--count", default=default_count, help=f"what N counts, as in weft fit; default: {default_count}")
     parser.add_argument("--reference", help="architecture that others are compared with; default: the first")
-    parser.add_argument("--fit", metavar="PROGRAM", type=Path, default=FIT, help="the program weft-fit; default: the one built here")
+    parser.add_argument("--fit", metavar="PROGRAM", type=Path, default=FIT, help="weft-fit; default: the one that ./weft built")
 
 
 class Laws:
-    """The law of each architecture, L(N, D) = E + A / N^alpha + B / D^beta, and what it says at the sizes that were trained
-    and two beyond: loss and savings after as many tokens per parameter as the longest run had, tokens that reach the best
-    loss that all architectures reached, and, where there are curves to compare, the measured tokens to parity."""
+    """The law of each architecture, L(N, D) = E + A / N^alpha + B / D^beta, and what it says at the sizes of the reference and
+    two beyond: loss and savings after the most tokens that such a size was trained with, tokens that reach the best loss that
+    all architectures reached, and, where there are curves to compare, the measured tokens to parity."""
 
     def __init__(self, source, options):
         self.source, self.options = source, options
@@ -33,18 +33,21 @@ class Laws:
         self.laws = {f["architecture"]: f for f in self.fit["fits"]}
         self.rows = self.fit["points"]["rows"]
         self.reference = self.fit["options"]["reference"]
-        self.sizes = sorted({r["n"] for r in self.rows})
-        self.ratio = max(r["d"] / r["n"] for r in self.rows)
         self.target = max(min(r["loss"] for r in self.rows if r["architecture"] == name) for name in self.names)
-        asked = self.sizes + [self.sizes[-1] * 10 ** (k / 2) for k in (1, 2)]
-        questions = ["--n", ",".join(map(repr, asked)), "--d", ",".join(repr(self.ratio * n) for n in asked),
+        most = {}
+        for r in self.rows:
+            if r["architecture"] == self.reference:
+                most[r["n"]] = max(r["d"], most.get(r["n"], 0))
+        self.sizes = sorted(most)
+        largest = self.sizes[-1]
+        most |= {largest * by: most[largest] * by for by in (10 ** 0.5, 10.0)}
+        questions = ["--n", ",".join(map(repr, most)), "--d", ",".join(map(repr, sorted(set(most.values())))),
                      "--loss", repr(self.target)]
         try:
             answers = self.ask(*questions, "--parity")
         except NoLaw:  # no two curves to compare
             answers = self.ask(*questions)
-        # Of all pairs of --n and --d those with that ratio.
-        self.savings = [r for r in answers["loss"] if abs(r["d"] / (self.ratio * r["n"]) - 1) < 1e-6]
+        self.savings = [r for r in answers["loss"] if r["d"] == most[r["n"]]]
         self.tokens = [r for r in answers["tokens"] if r["d"] is not None]
         self.parity = answers.get("parity", [])
         try:

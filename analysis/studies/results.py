@@ -111,9 +111,13 @@ def read_sweep(path, results):
         if axis not in axes or axis == "seed":
             raise StudyError(f"{path}: has no axis {axis} to choose the best over, it has "
                             f"{', '.join(a for a in axes if a != 'seed') or 'none'}")
-    # A line is one variant; axes other than the seed split it where several of their values were tried.
-    tried = [i for i in range(len(cells["cell"])) if "state" not in cells or text(cells["state"][i]) != "queued"]
-    several = [a for a in axes if a != "seed" and len(np.unique(cells[a][tried])) > 1]
+    # A line is one variant; axes other than the seed split it where several of their values were tried in some case.
+    values = defaultdict(set)
+    for i in range(len(cells["cell"])):
+        if "state" not in cells or text(cells["state"][i]) != "queued":
+            for axis in axes:
+                values[axis, cells["variant"][i], cells["case"][i]].add(cells[axis][i])
+    several = [a for a in axes if a != "seed" and any(len(v) > 1 for (axis, _, _), v in values.items() if axis == a)]
     split = [a for a in several if a not in results.best_over]
     results.best_over = [a for a in results.best_over if a in several]
     keys = []
@@ -273,7 +277,8 @@ def merge(paths, out):
         if path == paths[0]:
             first = attributes | {"axes": axes}
         if axes != first["axes"]:
-            raise StudyError(f"{path}: has the axes {', '.join(axes)}, {paths[0]} has {', '.join(first['axes'])}; one study needs the same")
+            raise StudyError(f"{path}: has the axes {', '.join(axes)}, {paths[0]} has {', '.join(first['axes'])}; one study "
+                             "needs the same")
         runs = parts["cells"]["run_id"]
         new = [i for i, run in enumerate(runs) if run not in seen]
         seen.update(runs)

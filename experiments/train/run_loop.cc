@@ -168,6 +168,10 @@ StopSignals::~StopSignals() {
 
 int StopSignal() { return stop_signal; }
 
+ExitCode CodeOf(int signal) {
+  return signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue;
+}
+
 std::unique_ptr<Experiment> LoadExperiment(const std::string& run_directory,
                                            const std::vector<std::string>& overrides) {
   const std::string path = ResolvedToml(run_directory);
@@ -373,7 +377,7 @@ ExitCode TrainToEnd(const Experiment& e, RunDirectory& run, Trainer& trainer, do
       if (saves) checkpoint();
       if (signal && !last) {
         end_line();
-        const ExitCode code = signal == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue;
+        const ExitCode code = CodeOf(signal);
         status(RunState::kPreempted, code, "");
         std::fprintf(io.err,
                      "weft train: stopped at step %lld after signal %d; continue with: weft train "

@@ -52,6 +52,8 @@ class StopSignals {
 
 // The last of these signals that came; 0 = none did.
 int StopSignal();
+// What a process exits with that a signal stopped: kInterrupted or kRequeue.
+ExitCode CodeOf(int signal);
 
 // Where a run speaks, and whom it tells that its first step is done: then its memory is taken and
 // its algorithms are chosen.

@@ -82,6 +82,7 @@ ExitCode Train(const Options& o, const std::vector<std::string>& argv, RunIo io,
   const Device device = ChooseDevice(*e);
   std::unique_lock<std::mutex> lock(beginning, std::defer_lock);
   if (device.cuda) lock.lock();
+  if (StopSignal() != 0) return CodeOf(StopSignal());
   io.started = [&lock] {
     if (lock) lock.unlock();
   };

@@ -62,8 +62,7 @@ class Server {
       if (StopSignal() != 0) more = false;
       if (more && wanted[1].revents != 0 && reads) more = Read();
     }
-    if (StopSignal() == 0) return static_cast<int>(ExitCode::kOk);
-    return static_cast<int>(StopSignal() == SIGINT ? ExitCode::kInterrupted : ExitCode::kRequeue);
+    return static_cast<int>(StopSignal() == 0 ? ExitCode::kOk : CodeOf(StopSignal()));
   }
 
  private:

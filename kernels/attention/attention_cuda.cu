@@ -117,11 +117,8 @@ __global__ void __launch_bounds__(kThreads)
     PlainForward(const __grid_constant__ Forward<T> p, const __grid_constant__ Order order) {
   __shared__ Shared shared;
   const Thread me;
-  int tile, head;
-  order.At(blockIdx.x, tile, head);
-  const int b = head / p.H, h = head % p.H, column = blockIdx.y * kTile;
-  const int begin = (order.tiles - 1 - tile) * kTile, last = min(begin + kTile, p.Tq) - 1;
-  const Visible visible = p.Of(b);
+  const auto [b, h, begin, last, visible, keys] = QueryTile(p, order, blockIdx.x, kTile, kTile);
+  const int column = blockIdx.y * kTile;
   const auto q = HeadOf(p.q, b, h, p.Tq, p.K).From(begin);
   const auto k = HeadOf(p.k, b, h / p.group, p.Tk, p.K);
   const auto v = HeadOf(p.v, b, h / p.group, p.Tk, p.V);
@@ -135,7 +132,6 @@ __global__ void __launch_bounds__(kThreads)
     see_first[i] = visible.First(query);
     see_last[i] = visible.Last(query);
   }
-  const KeyRange keys(visible, begin, last, kTile);
   for (int key = keys.begin; key < keys.end; key += kTile) {
     Tile s;
     Dot<T>(shared, q, k.From(key), s);
@@ -188,18 +184,14 @@ __global__ void __launch_bounds__(kThreads)
     PlainQueries(const __grid_constant__ Backward<T> p, const __grid_constant__ Order order) {
   __shared__ Shared shared;
   const Thread me;
-  int tile, head;
-  order.At(blockIdx.x, tile, head);
-  const int b = head / p.H, h = head % p.H, column = blockIdx.y * kTile;
-  const int begin = (order.tiles - 1 - tile) * kTile, last = min(begin + kTile, p.Tq) - 1;
-  const Visible visible = p.Of(b);
+  const auto [b, h, begin, last, visible, keys] = QueryTile(p, order, blockIdx.x, kTile, kTile);
+  const int column = blockIdx.y * kTile;
   const auto q = HeadOf(p.q, b, h, p.Tq, p.K).From(begin);
   const auto dy = HeadOf(p.dy, b, h, p.Tq, p.V).From(begin);
   const auto k = HeadOf(p.k, b, h / p.group, p.Tk, p.K);
   const auto v = HeadOf(p.v, b, h / p.group, p.Tk, p.V);
 
   Tile dq = {};
-  const KeyRange keys(visible, begin, last, kTile);
   for (int key = keys.begin; key < keys.end; key += kTile) {
     Tile s, ds;
     Dot<T>(shared, q, k.From(key), s);

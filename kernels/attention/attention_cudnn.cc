@@ -6,6 +6,7 @@
 #ifdef WEFT_CUDNN
 
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/base/cuda_library.h"
 
 #define CUDNN_FRONTEND_SKIP_JSON_LIB
 #include <cudnn_frontend.h>
@@ -159,9 +160,13 @@ void Define(Graph& graph, const AttentionBwd& b) {
   Out(dv, kDv, b.dv);
 }
 
-void CheckGood(fe::error_t error) { Check(error.is_good(), kOp, ": ", error.get_message()); }
+void CheckGood(fe::error_t error) {
+  LibraryCheck(error.is_good(), false, kOp, ": ", error.get_message());
+}
 void CheckSuccess(cudnnStatus_t status) {
-  Check(status == CUDNN_STATUS_SUCCESS, kOp, ": ", cudnnGetErrorString(status));
+  LibraryCheck(status == CUDNN_STATUS_SUCCESS,
+               status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, kOp, ": ",
+               cudnnGetErrorString(status));
 }
 
 struct Plan {

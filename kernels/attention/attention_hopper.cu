@@ -90,23 +90,6 @@ struct Turns {
   }
 };
 
-// A tile of queries of one head, the last queries first: they see the most keys.
-struct QueryTile {
-  int b, h, begin;
-  Visible visible;
-  KeyRange keys;
-
-  __device__ QueryTile(const Sizes& p, const Order& order, int index, int rows, int key_tile) {
-    int tile, head;
-    order.At(index, tile, head);
-    b = head / p.H;
-    h = head % p.H;
-    begin = (order.tiles - 1 - tile) * rows;
-    visible = p.Of(b);
-    keys = KeyRange(visible, begin, min(begin + rows, p.Tq) - 1, key_tile);
-  }
-};
-
 // Of the two query rows of this lane, and of all 64 of its warpgroup.
 struct Bounds {
   int first[2], last[2], inner_first, inner_last;
@@ -245,6 +228,13 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
 #endif
 }
 
+struct BackwardArgs {
+  Backward<BF16> p;
+  Order order;
+  int* taken;
+  CUtensorMap q_map, dy_map, k_map, v_map;
+};
+
 // Backward for dq -------------------------------------------------------------------------------
 
 template <int kWidth>
@@ -260,12 +250,10 @@ struct QueriesPlan {
 
 template <class Plan>
 __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
-    HopperQueries(const __grid_constant__ Backward<BF16> p, const __grid_constant__ Order order,
-                  int* taken, const __grid_constant__ CUtensorMap q_map,
-                  const __grid_constant__ CUtensorMap dy_map,
-                  const __grid_constant__ CUtensorMap k_map,
-                  const __grid_constant__ CUtensorMap v_map) {
+    HopperQueries(const __grid_constant__ BackwardArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  const Backward<BF16>& p = a.p;
+  const Order& order = a.order;
   constexpr int kD = Plan::kD, kN = Plan::kN, kRows = Plan::kRows, kStages = Plan::kStages;
   auto& shared = SharedMemory<typename Plan::Shared>();
   auto& control = shared.control;
@@ -275,18 +263,18 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
   if (group < 0) {
     FewRegisters<Plan::kGroups>();
     if (threadIdx.x == 0) {
-      control.GiveTiles(order.blocks(), taken, [&](int index, int stage) {
+      control.GiveTiles(order.blocks(), a.taken, [&](int index, int stage) {
         const QueryTile at(p, order, index, kRows, kN);
         Barrier& rows_full = control.rows_full[stage];
         ArriveAndExpect(rows_full, 2 * kRows * kD * sizeof(BF16));
-        LoadTile<kD>(shared.q[stage], q_map, kRows, at.b, at.h, at.begin, rows_full);
-        LoadTile<kD>(shared.dy[stage], dy_map, kRows, at.b, at.h, at.begin, rows_full);
+        LoadTile<kD>(shared.q[stage], a.q_map, kRows, at.b, at.h, at.begin, rows_full);
+        LoadTile<kD>(shared.dy[stage], a.dy_map, kRows, at.b, at.h, at.begin, rows_full);
         for (int key = at.keys.begin; key < at.keys.end; key += kN, ring.Next()) {
           Barrier& full = control.full[ring.stage];
           Wait(control.empty[ring.stage], ring.parity ^ 1);
           ArriveAndExpect(full, 2 * kN * kD * sizeof(BF16));
-          LoadTile<kD>(shared.k[ring.stage], k_map, kN, at.b, at.h / p.group, key, full);
-          LoadTile<kD>(shared.v[ring.stage], v_map, kN, at.b, at.h / p.group, key, full);
+          LoadTile<kD>(shared.k[ring.stage], a.k_map, kN, at.b, at.h / p.group, key, full);
+          LoadTile<kD>(shared.v[ring.stage], a.v_map, kN, at.b, at.h / p.group, key, full);
         }
       });
     }
@@ -384,12 +372,10 @@ struct KeyTile {
 
 template <class Plan>
 __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
-    HopperKeys(const __grid_constant__ Backward<BF16> p, const __grid_constant__ Order order,
-               int* taken, const __grid_constant__ CUtensorMap q_map,
-               const __grid_constant__ CUtensorMap dy_map,
-               const __grid_constant__ CUtensorMap k_map,
-               const __grid_constant__ CUtensorMap v_map) {
+    HopperKeys(const __grid_constant__ BackwardArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  const Backward<BF16>& p = a.p;
+  const Order& order = a.order;
   constexpr int kD = Plan::kD, kN = Plan::kN, kRows = Plan::kRows, kStages = Plan::kStages;
   auto& shared = SharedMemory<typename Plan::Shared>();
   auto& control = shared.control;
@@ -399,20 +385,20 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
   if (group < 0) {
     FewRegisters<Plan::kGroups>();
     if (threadIdx.x == 0) {
-      control.GiveTiles(order.blocks(), taken, [&](int index, int stage) {
+      control.GiveTiles(order.blocks(), a.taken, [&](int index, int stage) {
         const KeyTile at(p, order, index, kRows, kN);
         Barrier& rows_full = control.rows_full[stage];
         ArriveAndExpect(rows_full, 2 * kRows * kD * sizeof(BF16));
-        LoadTile<kD>(shared.k[stage], k_map, kRows, at.b, at.g, at.begin, rows_full);
-        LoadTile<kD>(shared.v[stage], v_map, kRows, at.b, at.g, at.begin, rows_full);
+        LoadTile<kD>(shared.k[stage], a.k_map, kRows, at.b, at.g, at.begin, rows_full);
+        LoadTile<kD>(shared.v[stage], a.v_map, kRows, at.b, at.g, at.begin, rows_full);
         for (int h = at.g * p.group; h < (at.g + 1) * p.group; ++h) {
           for (int i = at.first; i <= at.last; i += kN, ring.Next()) {
             const int to = ring.stage;
             Barrier& full = control.full[to];
             Wait(control.empty[to], ring.parity ^ 1);
             ArriveAndExpect(full, 2 * kN * (kD * sizeof(BF16) + sizeof(float)));
-            LoadTile<kD>(shared.q[to], q_map, kN, at.b, h, i, full);
-            LoadTile<kD>(shared.dy[to], dy_map, kN, at.b, h, i, full);
+            LoadTile<kD>(shared.q[to], a.q_map, kN, at.b, h, i, full);
+            LoadTile<kD>(shared.dy[to], a.dy_map, kN, at.b, h, i, full);
             LoadBytes(shared.shift[to], p.Shift(at.b, h) + i, kN * sizeof(float), full);
             LoadBytes(shared.delta[to], p.Delta(at.b, h) + i, kN * sizeof(float), full);
           }
@@ -520,13 +506,19 @@ void Launch(CudaStream& stream, const AttentionBwd& op) {
   const AttentionFwd& f = op.fwd;
   const Backward<BF16> p(op, PrepareBackward(stream, op, Keys::kRows));
   const Order keys(CeilDiv(p.Tk, Keys::kRows), p.B * p.Hkv, QueryBytes(p));
-  Run<Keys>(stream, HopperKeys<Keys>, keys, p, keys, p.prepared.taken,
-            TileMap(stream, f.q, Keys::kN), TileMap(stream, op.dy, Keys::kN),
-            TileMap(stream, f.k, Keys::kRows), TileMap(stream, f.v, Keys::kRows));
   const Order queries(CeilDiv(p.Tq, Queries::kRows), p.B * p.H, KeyBytes(p) / p.group);
-  Run<Queries>(stream, HopperQueries<Queries>, queries, p, queries, p.prepared.taken + 1,
-               TileMap(stream, f.q, Queries::kRows), TileMap(stream, op.dy, Queries::kRows),
-               TileMap(stream, f.k, Queries::kN), TileMap(stream, f.v, Queries::kN));
+  const auto args = [&](const Order& order, int* taken, int query_tile, int key_tile) {
+    return BackwardArgs{p,
+                        order,
+                        taken,
+                        TileMap(stream, f.q, query_tile),
+                        TileMap(stream, op.dy, query_tile),
+                        TileMap(stream, f.k, key_tile),
+                        TileMap(stream, f.v, key_tile)};
+  };
+  Run<Keys>(stream, HopperKeys<Keys>, keys, args(keys, p.prepared.taken, Keys::kN, Keys::kRows));
+  Run<Queries>(stream, HopperQueries<Queries>, queries,
+               args(queries, p.prepared.taken + 1, Queries::kRows, Queries::kN));
 }
 
 template <class Op>

@@ -143,6 +143,24 @@ struct KeyRange {
   __device__ int LastTile(int tile) const { return begin + (end - 1 - begin) / tile * tile; }
 };
 
+// Queries begin to last of one head, the last tile first: it sees the most keys.
+struct QueryTile {
+  int b, h, begin, last;
+  Visible visible;
+  KeyRange keys;
+
+  __device__ QueryTile(const Sizes& p, const Order& order, int index, int rows, int key_tile) {
+    int tile, head;
+    order.At(index, tile, head);
+    b = head / p.H;
+    h = head % p.H;
+    begin = (order.tiles - 1 - tile) * rows;
+    last = min(begin + rows, p.Tq) - 1;
+    visible = p.Of(b);
+    keys = KeyRange(visible, begin, last, key_tile);
+  }
+};
+
 __device__ inline uint32_t PackBF16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);

@@ -185,17 +185,20 @@ template <int kStages, int kBytes = 16>
 class Stages {
  public:
   __device__ explicit Stages(int packs) : packs_(packs) {}
-  __device__ void Fetch(int pack, const void* from) const {
+  // Zeros unless `there`.
+  __device__ void Fetch(int pack, const void* from, bool there = true) const {
     std::byte* const to = At(fetched_, pack);
     if constexpr (kBytes == 16) {  // past the L1 cache
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(Shared(to)), "l"(from)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(Shared(to)), "l"(from),
+                   "r"(there ? 16 : 0)
                    : "memory");
     } else if constexpr (kBytes >= 4) {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(Shared(to)), "l"(from),
-                   "n"(kBytes)
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(Shared(to)), "l"(from),
+                   "n"(kBytes), "r"(there ? kBytes : 0)
                    : "memory");
     } else {
-      memcpy(to, from, kBytes);
+      const uint16_t zero = 0;
+      memcpy(to, there ? from : &zero, kBytes);
     }
   }
   // Closes a stage. To be called for every stage, also for one without packs.
@@ -288,11 +291,29 @@ __device__ void SumTeams(const float (&held)[kHeld][N], int lanes, int packs, fl
   }
 }
 
-// Lets SumPartials, if it is the next kernel, start beside this one.
+// A kernel that calls StartDependents lets the next one, if LaunchDependent launches it, start
+// beside it; that one waits for what it reads with AwaitKernelBefore.
 __device__ inline void StartDependents() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
+}
+__device__ inline void AwaitKernelBefore() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+template <class... Parameters, class... Args>
+void LaunchDependent(const CudaStream& stream, const char* op, void (*kernel)(Parameters...),
+                     dim3 blocks, dim3 threads, Args... args) {
+  cudaLaunchAttribute early{cudaLaunchAttributeProgrammaticStreamSerialization};
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{.gridDim = blocks,
+                                  .blockDim = threads,
+                                  .stream = stream.handle(),
+                                  .attrs = &early,
+                                  .numAttrs = 1};
+  CudaCheck(cudaLaunchKernelEx(&config, kernel, Parameters(args)...), op);
 }
 
 // out_c (+)= sum over rows of partial[rows, columns].
@@ -300,9 +321,7 @@ static __global__ void __launch_bounds__(kWarp* kWarp)
     SumPartialsKernel(const float* partial, int64_t rows, int64_t columns, float* out,
                       int64_t out_stride, bool accumulate) {
   __shared__ float sums[kWarp][kWarp + 1];
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();  // the kernel before has written `partial`
-#endif
+  AwaitKernelBefore();
   const int64_t c = int64_t{blockIdx.x} * kWarp + threadIdx.x;
   float sum = 0;
   if (c < columns) {
@@ -317,16 +336,25 @@ static __global__ void __launch_bounds__(kWarp* kWarp)
 inline void SumPartials(CudaStream& stream, const float* partial, int64_t rows, const Grad& out) {
   const int64_t columns = out.dim(0);
   if (columns == 0) return;
-  cudaLaunchAttribute early{cudaLaunchAttributeProgrammaticStreamSerialization};
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{.gridDim = CeilDiv(columns, kWarp),
-                            .blockDim = dim3(kWarp, kWarp),
-                            .stream = stream.handle(),
-                            .attrs = &early,
-                            .numAttrs = 1};
-  CudaCheck(cudaLaunchKernelEx(&config, SumPartialsKernel, partial, rows, columns,
-                               out.As<float, 1>().data, out.stride(0), out.accumulate),
-            "sum of a parameter's gradient");
+  LaunchDependent(stream, "sum of a parameter's gradient", SumPartialsKernel,
+                  CeilDiv(columns, kWarp), dim3(kWarp, kWarp), partial, rows, columns,
+                  out.As<float, 1>().data, out.stride(0), out.accumulate);
+}
+
+// Launches the backward of an op on rows that has the gradient of a parameter, by
+// launch.operator()<held>(plan, blocks, partial), in packs of N; then sums the partial gradients.
+template <int N, class F>
+void LaunchBackwardOnRows(CudaStream& stream, const char* op, int64_t rows, int waves,
+                          const Grad& dw, F&& launch) {
+  const int64_t columns = dw.dim(0);
+  const RowPlan plan = PlanRows(columns / N, N > 1 ? Hold::kLittle : Hold::kNothing);
+  const int blocks = PersistentBlocks(stream, plan, rows, waves);
+  const int64_t partials = plan.held ? blocks : blocks * plan.teams();
+  auto* partial = static_cast<float*>(stream.Scratch(partials * columns * int64_t{sizeof(float)}));
+  DispatchHeld<N>(plan.held,
+                  [&]<int kHeld>() { launch.template operator()<kHeld>(plan, blocks, partial); });
+  CheckLaunch(op);
+  SumPartials(stream, partial, partials, dw);
 }
 
 }  // namespace weft

@@ -11,6 +11,21 @@ namespace {
 
 constexpr int64_t kLeastScratch = 32 << 20;
 
+std::byte* Allocate(int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, static_cast<size_t>(bytes));
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    const DeviceMemory left = CudaMemory();
+    Fail(ExitCode::kOutOfMemory, "out of memory: ", bytes >> 20, " MiB asked for, ",
+         left.free >> 20, " of ", left.total >> 20,
+         " MiB are free on the device; raise train.accumulate or reduce train.batch, train.length "
+         "or the model");
+  }
+  CudaCheck(error, "cudaMalloc");
+  return static_cast<std::byte*>(memory);
+}
+
 }  // namespace
 
 CudaStream::CudaStream(int device) : device_(device) {
@@ -54,7 +69,7 @@ void* CudaStream::Scratch(int64_t bytes) {
       FreeScratch();
     }
     const int64_t capacity = std::max(bytes, kLeastScratch);
-    scratch_.push_back(AllocateOnDevice(capacity));
+    scratch_.push_back(Allocate(capacity));
     scratch_capacity_ = capacity, scratch_bytes_ += capacity;
   }
   return scratch_.empty() ? nullptr : scratch_.back();
@@ -164,20 +179,10 @@ DeviceMemory CudaMemory() {
 }
 
 std::byte* AllocateOnDevice(int64_t bytes) {
-  void* memory = nullptr;
-  const cudaError_t error = cudaMalloc(&memory, static_cast<size_t>(bytes));
-  if (error == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    const DeviceMemory left = CudaMemory();
-    Fail(ExitCode::kOutOfMemory, "out of memory: ", bytes >> 20, " MiB asked for, ",
-         left.free >> 20, " of ", left.total >> 20,
-         " MiB are free on the device; raise train.accumulate or reduce train.batch, train.length "
-         "or the model");
-  }
-  CudaCheck(error, "cudaMalloc");
+  std::byte* memory = Allocate(bytes);
   CudaCheck(cudaMemset(memory, 0, static_cast<size_t>(bytes)), "cudaMemset");
   CudaCheck(cudaStreamSynchronize(nullptr), "cudaMemset");
-  return static_cast<std::byte*>(memory);
+  return memory;
 }
 
 void FreeOnDevice(std::byte* memory) { cudaFree(memory); }

@@ -81,6 +81,15 @@ TensorView TensorView::Merge(int dim) const {
   return view;
 }
 
+TensorView TensorView::Repeat(int dim, int64_t n) const {
+  const size_t d = Index(dim);
+  Check(shape_[d] == 1, name_, ": dimension ", d, " of ", ToString(), " is not 1");
+  TensorView view = *this;
+  view.shape_[d] = n;
+  view.stride_[d] = 0;
+  return view;
+}
+
 TensorView TensorView::Reshape(std::initializer_list<int64_t> shape) const {
   TensorView view(data_, dtype_, shape, name_);
   Check(contiguous() && view.size() == size(), name_, ": reshape of ", ToString(), " to ",

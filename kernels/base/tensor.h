@@ -94,6 +94,8 @@ class TensorView {
   // dense to each other.
   TensorView Split(int dim, int64_t n, int64_t m) const;
   TensorView Merge(int dim) const;
+  // A dimension of size 1 as n, which are all the same memory (stride 0): only to be read.
+  TensorView Repeat(int dim, int64_t n) const;
   // Same elements, new shape; needs contiguity.
   TensorView Reshape(std::initializer_list<int64_t> shape) const;
   // All leading dimensions merged: [rows, last]. Needs them to be dense to each other.

@@ -19,10 +19,9 @@ void CrossEntropyFwd::Check() const {
   }
   CheckShape(kOp, "loss", loss, {1});
   CheckShape(kOp, "mean_nll", mean_nll, {1});
-  if (denominator.defined()) CheckShape(kOp, "denominator", denominator, {1});
-  for (const TensorView* v : {&nll, &lse, &correct, &loss, &mean_nll, &denominator}) {
-    if (v->defined()) CheckDType(kOp, v->name(), *v, Wide(logits.dtype()));
-  }
+  CheckShape(kOp, "denominator", denominator, {1});
+  for (const TensorView* v : {&nll, &lse, &correct, &loss, &mean_nll, &denominator})
+    CheckDType(kOp, v->name(), *v, Wide(logits.dtype()));
 }
 
 void CrossEntropyBwd::Check() const {

@@ -27,7 +27,7 @@ struct CrossEntropyFwd {
   TensorView lse;      // [N]  0 where there is no loss
   TensorView correct;  // [N]  1 where the label has the largest logit (the first of equals), else 0
   TensorView loss, mean_nll;  // [1]
-  TensorView denominator;     // [1], optional: the number of labelled rows, at least 1
+  TensorView denominator;     // [1]: the number of labelled rows of the batch, at least 1
   double z_loss = 0;
   bool accumulate = false;  // add to loss and mean_nll: rows of one batch that come in pieces
 

@@ -14,21 +14,15 @@ int64_t RowsPerItem(int64_t V) {
   return std::max<int64_t>(1, kElementsPerItem / std::max<int64_t>(1, V));
 }
 
-// Checks the labels and returns what the sum is divided by.
-template <class T>
-double Denominator(const CrossEntropyFwd& f) {
+void CheckLabels(const CrossEntropyFwd& f) {
   const auto label = f.labels.As<const int32_t, 1>();
   const int64_t N = f.logits.dim(0), V = f.logits.dim(1);
-  int64_t labelled = 0;
   for (int64_t n = 0; n < N; ++n) {
     const int32_t v = label(n);
     if (v == kNoLoss) continue;
     Check(v >= 0 && v < V, "cross_entropy: label ", v, " of row ", n, " is neither in [0, ", V,
           ") nor ", kNoLoss, " (no loss)");
-    ++labelled;
   }
-  return f.denominator.defined() ? static_cast<double>(*f.denominator.Data<T>())
-                                 : static_cast<double>(std::max<int64_t>(1, labelled));
 }
 
 template <class T>
@@ -45,7 +39,8 @@ void Forward(CpuStream& stream, const CrossEntropyFwd& f) {
   const auto label = f.labels.As<const int32_t, 1>();
   const auto nll = f.nll.As<T, 1>(), lse = f.lse.As<T, 1>(), correct = f.correct.As<T, 1>();
   const int64_t N = logits.shape[0], V = logits.shape[1];
-  const double denominator = Denominator<T>(f);
+  const auto denominator = static_cast<double>(*f.denominator.Data<T>());
+  CheckLabels(f);
   stream.ParallelRanges(N, RowsPerItem(V), [&](int64_t begin, int64_t end, Worker&) {
     for (int64_t n = begin; n < end; ++n) {
       nll(n) = lse(n) = correct(n) = 0;
@@ -80,8 +75,8 @@ void Backward(CpuStream& stream, const CrossEntropyBwd& b) {
   const auto lse = b.fwd.lse.As<const T, 1>();
   const auto dlogits = b.dlogits.template As<T, 2>();
   const int64_t V = logits.shape[1];
-  const T scale =
-      static_cast<T>((b.dloss.defined() ? *b.dloss.Data<T>() : T{1}) / Denominator<T>(b.fwd));
+  const T scale = (b.dloss.defined() ? *b.dloss.Data<T>() : T{1}) / *b.fwd.denominator.Data<T>();
+  CheckLabels(b.fwd);
   stream.ParallelRanges(logits.shape[0], RowsPerItem(V), [&](int64_t begin, int64_t end, Worker&) {
     for (int64_t n = begin; n < end; ++n) {
       const T* row = &logits(n, 0);

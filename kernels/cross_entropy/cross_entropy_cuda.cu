@@ -123,14 +123,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    CountLabels(const int32_t* labels, int64_t rows, float* count) {
-  int labelled = 0;
-  for (int64_t n = threadIdx.x; n < rows; n += kThreads) labelled += labels[n] != kNoLoss;
-  labelled = BlockSum<kThreads>(labelled);
-  if (threadIdx.x == 0) *count = static_cast<float>(max(labelled, 1));
-}
-
-__global__ void __launch_bounds__(kThreads)
     SumLoss(const float2* partial, int parts, const float* denominator, double z_loss,
             bool accumulate, float* loss, float* mean_nll) {
   double nll = 0, squares = 0;
@@ -190,15 +182,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   }
 }
 
-// The denominator, counted into memory where none is given.
-const float* Denominator(CudaStream& stream, const CrossEntropyFwd& f, float* memory) {
-  if (f.denominator.defined()) return f.denominator.Data<const float>();
-  CountLabels<<<1, kThreads, 0, stream.handle()>>>(f.labels.Data<const int32_t>(), f.labels.dim(0),
-                                                   memory);
-  CheckLaunch("cross_entropy");
-  return memory;
-}
-
 int BlocksFor(const TensorView& logits) {
   return CeilDiv(logits.dim(0), logits.dim(1) <= kLongestOfFew ? kThreads / kFew : 1);
 }
@@ -223,28 +206,26 @@ void DispatchRows(const TensorView& logits, const TensorView& dlogits, F&& launc
 
 void Run(CudaStream& stream, const CrossEntropyFwd& f) {
   const int blocks = BlocksFor(f.logits);
-  auto* partial = static_cast<float2*>(stream.Scratch((blocks + 1) * sizeof(float2)));
+  auto* partial = static_cast<float2*>(stream.Scratch(blocks * sizeof(float2)));
   DispatchRows(f.logits, {}, [&]<class T, int N, int kLanes>() {
     Forward<T, N, kLanes><<<blocks, kThreads, 0, stream.handle()>>>(
         f.logits.Data<const T>(), f.logits.stride(0), f.logits.dim(0),
         static_cast<int>(f.logits.dim(1)), f.labels.Data<const int32_t>(), f.nll.Data<float>(),
         f.lse.Data<float>(), f.correct.Data<float>(), partial);
   });
-  const float* denominator = Denominator(stream, f, &partial[blocks].x);
-  SumLoss<<<1, kThreads, 0, stream.handle()>>>(partial, blocks, denominator, f.z_loss, f.accumulate,
-                                               f.loss.Data<float>(), f.mean_nll.Data<float>());
+  SumLoss<<<1, kThreads, 0, stream.handle()>>>(partial, blocks, f.denominator.Data<const float>(),
+                                               f.z_loss, f.accumulate, f.loss.Data<float>(),
+                                               f.mean_nll.Data<float>());
   CheckLaunch("cross_entropy");
 }
 
 void Run(CudaStream& stream, const CrossEntropyBwd& b) {
   const CrossEntropyFwd& f = b.fwd;
-  auto* counted = static_cast<float*>(stream.Scratch(sizeof(float)));
-  const float* denominator = Denominator(stream, f, counted);
   DispatchRows(f.logits, b.dlogits, [&]<class T, int N, int kLanes>() {
     Backward<T, N, kLanes><<<BlocksFor(f.logits), kThreads, 0, stream.handle()>>>(
         f.logits.Data<const T>(), f.logits.stride(0), f.logits.dim(0),
         static_cast<int>(f.logits.dim(1)), f.labels.Data<const int32_t>(),
-        f.lse.Data<const float>(), b.dloss.Data<const float>(), denominator,
+        f.lse.Data<const float>(), b.dloss.Data<const float>(), f.denominator.Data<const float>(),
         static_cast<float>(f.z_loss), b.dlogits.Data<T>(), b.dlogits.stride(0),
         b.dlogits.accumulate);
   });

@@ -1,8 +1,6 @@
 #pragma once
 // Cross-entropy from its definition, for any scalar.
 
-#include <algorithm>
-
 #include "kernels/cross_entropy/cross_entropy.h"
 
 namespace weft {
@@ -14,7 +12,6 @@ void CrossEntropyRef(const CrossEntropyFwd& f) {
   const auto nll = f.nll.As<T, 1>(), loss = f.loss.As<T, 1>();
   const auto mean_nll = f.mean_nll.As<T, 1>();
   T sum = 0, nlls = 0;
-  int64_t labelled = 0;
   for (int64_t n = 0; n < logits.shape[0]; ++n) {
     nll(n) = 0;
     if (label(n) == kNoLoss) continue;
@@ -24,10 +21,8 @@ void CrossEntropyRef(const CrossEntropyFwd& f) {
     nll(n) = lse - logits(n, label(n));
     nlls += nll(n);
     sum += nll(n) + T(f.z_loss) * lse * lse;
-    ++labelled;
   }
-  const double counted = static_cast<double>(std::max<int64_t>(1, labelled));
-  const T denominator = f.denominator.defined() ? f.denominator.As<T, 1>()(0) : T(counted);
+  const T denominator = f.denominator.As<T, 1>()(0);
   loss(0) = sum / denominator;
   mean_nll(0) = nlls / denominator;
 }

@@ -1,6 +1,6 @@
 #include <climits>
 
-#include "kernels/base/cuda.cuh"
+#include "kernels/base/cuda_rows.cuh"
 #include "kernels/decay_gate/decay_gate.h"
 
 namespace weft {
@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     Backward(const __grid_constant__ Arguments<T> g, int heads) {
+  StartDependents();
   const int h = blockIdx.y * heads + threadIdx.x % heads;
   float2 sum = {0, 0};
   if (h < g.H) {
@@ -96,6 +97,7 @@ __global__ void __launch_bounds__(kSumWarps* kWarp)
   const int i = blockIdx.x * kSumWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   if (i >= 2 * H) return;
   float sum = 0;
+  AwaitKernelBefore();
 #pragma unroll 4
   for (int p = lane; p < parts; p += kWarp) sum += partial[int64_t{p} * 2 * H + i];
   sum = WarpSum(sum);
@@ -159,10 +161,9 @@ void Run(CudaStream& stream, const DecayGateBwd& d) {
     Backward<T><<<shape.grid, shape.threads, 0, stream.handle()>>>(g, shape.heads);
     CheckLaunch("decay_gate");
   });
-  SumPartial<<<CeilDiv(2 * H, kSumWarps), kSumWarps * kWarp, 0, stream.handle()>>>(
-      partial, parts, H, d.da_log.Data<float>(), d.da_log.accumulate, d.ddt_bias.Data<float>(),
-      d.ddt_bias.accumulate);
-  CheckLaunch("decay_gate");
+  LaunchDependent(stream, "decay_gate", SumPartial, CeilDiv(2 * H, kSumWarps), kSumWarps * kWarp,
+                  partial, parts, H, d.da_log.Data<float>(), d.da_log.accumulate,
+                  d.ddt_bias.Data<float>(), d.ddt_bias.accumulate);
 }
 
 }  // namespace weft

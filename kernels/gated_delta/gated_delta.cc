@@ -13,12 +13,14 @@ void GatedDeltaFwd::Check() const {
   const int64_t B = q.dim(0), T = q.dim(1), H = q.dim(2), K = q.dim(3), V = v.dim(3);
   CheckShape(kOp, "k", k, {B, T, H, K});
   CheckShape(kOp, "v", v, {B, T, H, V});
-  CheckShape(kOp, "beta", beta, {B, T, H});
-  CheckShape(kOp, "log_a", log_a, {B, T, H});
   CheckShape(kOp, "y", y, {B, T, H, V});
   for (const TensorView* x : {&q, &k, &v, &y}) CheckDense(kOp, x->name(), *x);
   for (const TensorView* x : {&k, &v, &y}) CheckDType(kOp, x->name(), *x, q.dtype());
-  for (const TensorView* x : {&beta, &log_a}) CheckDType(kOp, x->name(), *x, Wide(q.dtype()));
+  for (const auto& [name, gate] : {std::pair{"beta", &beta}, std::pair{"log_a", &log_a}}) {
+    if (!gate->defined()) continue;
+    CheckShape(kOp, name, *gate, {B, T, H});
+    CheckDType(kOp, name, *gate, Wide(q.dtype()));
+  }
   if (doc_start.defined()) {
     CheckShape(kOp, "doc_start", doc_start, {B, T});
     CheckDType(kOp, "doc_start", doc_start, DType::kI32);
@@ -46,8 +48,8 @@ void GatedDeltaBwd::Check() const {
   CheckSameShape(kOp, "dq", dq, fwd.q);
   CheckSameShape(kOp, "dk", dk, fwd.k);
   CheckSameShape(kOp, "dv", dv, fwd.v);
-  CheckSameShape(kOp, "dbeta", dbeta, fwd.beta);
-  CheckSameShape(kOp, "dlog_a", dlog_a, fwd.log_a);
+  if (dbeta.defined()) CheckSameShape(kOp, "dbeta", dbeta, fwd.beta);
+  if (dlog_a.defined()) CheckSameShape(kOp, "dlog_a", dlog_a, fwd.log_a);
   for (const Grad* d : {&dq, &dk, &dv}) CheckDense(kOp, d->name(), *d);
   const int64_t B = fwd.q.dim(0), H = fwd.q.dim(2), K = fwd.q.dim(3), V = fwd.v.dim(3);
   for (const auto& [name, state] :

@@ -3,12 +3,26 @@
 // (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464). With a_t = exp(log_a_t):
 //
 //   S_t = a_t S_{t-1} + k_t u_t^T        [K, V]
-//   u_t = beta_t (v_t - a_t S_{t-1}^T k_t)
+//   u_t = beta_t (v_t - a_t S_{t-1}^T k_t)      or, without `erase`,  u_t = beta_t v_t
 //   y_t = scale S_t^T q_t
 //
-// log_a <= 0. beta in [0, 1], or [0, 2] for negative eigenvalues. The state stays bounded only for
-// |k_t| <= 1: the caller normalises keys. No exponential of a positive number is ever taken, so any
-// decay down to log_a = -infinity is exact.
+// Without beta it is 1, without log_a 0. So the same rule is
+//
+// layer            arXiv       S_t =                                           erase  beta  log_a
+// linear attention 2006.16236  S_{t-1} + k_t v_t^T                             no     -     -
+// RetNet           2307.08621  g_h S_{t-1} + k_t v_t^T                         no     -     log g_h
+// Mamba-2          2405.21060  exp(d_t A_h) S_{t-1} + d_t k_t v_t^T            no     d_t   d_t A_h
+// DeltaNet         2406.06484  (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T     yes    b_t   -
+// gated DeltaNet   2412.06464  a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T yes    b_t   log a_t
+//
+// In Mamba-2's letters q = C, k = B, v = x. Inputs may have strides of 0: g_h for all tokens, B and
+// C for all heads of a group. Their gradients still have a row for each token and head, which the
+// caller adds up; those of beta and log_a are left out where nobody wants them.
+//
+// log_a <= 0. beta >= 0. With erase, beta in [0, 1], or [0, 2] for negative eigenvalues, and the
+// state stays bounded only for |k_t| <= 1: the caller normalises keys. Without, keys may have any
+// length. No exponential of a positive number is ever taken, so any decay down to log_a =
+// -infinity is exact.
 //
 // Documents: doc_start(b, t) is the index of the first token of t's document. A token with
 // doc_start = 0 continues from `initial`; a document that starts at t > 0 starts from zero.
@@ -31,7 +45,7 @@ inline constexpr int64_t GatedDeltaChunks(int64_t T) {
 struct GatedDeltaFwd {
   TensorView q, k;         // [B, T, H, K]
   TensorView v;            // [B, T, H, V]
-  TensorView beta, log_a;  // [B, T, H]
+  TensorView beta, log_a;  // [B, T, H], optional
   TensorView doc_start;    // i32 [B, T], optional
   TensorView initial;      // [B, H, K, V], optional: zero
   TensorView y;            // [B, T, H, V]
@@ -39,6 +53,7 @@ struct GatedDeltaFwd {
   TensorView
       states;  // saved [B, GatedDeltaChunks(T), H, K * V]; left out when no backward will run
   double scale = 1;
+  bool erase = true;
 
   template <class Self, class Visitor>
   static void Visit(Self& s, Visitor&& visit) {
@@ -54,16 +69,17 @@ struct GatedDeltaFwd {
     visit.Saved("states", s.states);
   }
   void Check() const;
-  // Of the recurrence: S^T k, k u^T and S^T q. What a chunked algorithm adds is overhead, not work.
-  double Flops() const { return 6.0 * static_cast<double>(k.size() * v.dim(-1)); }
+  // Of the recurrence: k u^T, S^T q and with erase S^T k. What a chunked algorithm adds is
+  // overhead, not work.
+  double Flops() const { return (erase ? 6 : 4) * static_cast<double>(k.size() * v.dim(-1)); }
 };
 
 struct GatedDeltaBwd {
   GatedDeltaFwd fwd;
   TensorView dy;      // [B, T, H, V]
   TensorView dfinal;  // [B, H, K, V], optional: zero
-  Grad dq, dk, dv, dbeta, dlog_a;
-  Grad dinitial;  // optional
+  Grad dq, dk, dv;
+  Grad dbeta, dlog_a, dinitial;  // optional
 
   template <class Self, class Visitor>
   static void Visit(Self& s, Visitor&& visit) {

@@ -54,7 +54,9 @@ struct TokenRows {
 };
 template <class T>
 struct TokenScalars {
-  TokenScalars(const Nd<T, 3>& x, int64_t b, int64_t h) : data(&x(b, 0, h)), stride(x.stride[1]) {}
+  TokenScalars(const Nd<T, 3>& x, int64_t b, int64_t h)
+      : data(x ? &x(b, 0, h) : nullptr), stride(x.stride[1]) {}
+  explicit operator bool() const { return data != nullptr; }
   T& operator()(int64_t t) const { return data[t * stride]; }
   T* data;
   int64_t stride;
@@ -73,11 +75,11 @@ struct BlockKeys {
     for (T** x : {&beta, &from_start, &to_end}) *x = worker.Alloc<T>(C);
   }
   T *kT, *qT;                     // [K][C]
-  T* k_from_start;                // [K][C]  from_start(i) k_i
+  T* k_from_start;                // [K][C]  erase from_start(i) k_i
   T* k_to_end;                    // [K][C]  to_end(i) k_i
   T* q_from_start;                // [K][C]  scale from_start(i) q_i
   T* decay;                       // [C][C]  lower triangle
-  T* reads;                       // [C][C]  decay(i, j) <k_i, k_j>, meant for j < i
+  T* reads;                       // [C][C]  erase decay(i, j) <k_i, k_j>, meant for j < i
   T* attends;                     // [C][C]  scale decay(i, j) <q_i, k_j>, meant for j <= i
   T *beta, *from_start, *to_end;  // [C]
   T whole;                        // a_1 ... a_C
@@ -96,11 +98,12 @@ struct Inputs {
         V(f.v.dim(3)),
         Kp(RoundUp(K, kRows)),
         Vp(RoundUp(V, C)),
-        scale(static_cast<T>(f.scale)) {}
+        scale(static_cast<T>(f.scale)),
+        erase(f.erase ? T{1} : T{0}) {}
   TokenRows<const T> q, k, v;
   TokenScalars<const T> beta, log_a;
   int64_t L, K, V, Kp, Vp;  // Kp, Vp: with padding, as states are held in scratch
-  T scale;
+  T scale, erase;           // erase: 1 or 0
 };
 
 // Asks for column c of the 16 tokens from t on: the stride from token to token is too long for
@@ -140,8 +143,8 @@ void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
   alignas(64) T a[C];
   for (int i = 0; i < C; ++i) {
     const bool valid = i < block.count;
-    a[i] = valid ? in.log_a(block.begin + i) : T{0};
-    keys.beta[i] = valid ? in.beta(block.begin + i) : T{0};
+    a[i] = valid && in.log_a ? in.log_a(block.begin + i) : T{0};
+    keys.beta[i] = !valid ? T{0} : in.beta ? in.beta(block.begin + i) : T{1};
   }
 #pragma omp simd
   for (int i = 0; i < C; ++i) a[i] = Exp(a[i]);
@@ -161,17 +164,18 @@ void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
   LoadTransposed(in.k, block, in.K, keys.kT);
   LoadTransposed(in.q, block, in.K, keys.qT);
   const Lanes<T> from_start = Load(keys.from_start), to_end = Load(keys.to_end),
-                 q_scale = from_start * in.scale;
+                 q_scale = from_start * in.scale, read_scale = from_start * in.erase;
   for (int64_t c = 0; c < in.Kp; ++c) {
     const Lanes<T> k = Load(keys.kT + c * C);
-    Store(keys.k_from_start + c * C, k * from_start);
+    Store(keys.k_from_start + c * C, k * read_scale);
     Store(keys.k_to_end + c * C, k * to_end);
     Store(keys.q_from_start + c * C, Load(keys.qT + c * C) * q_scale);
   }
   Lanes<T> products[C];
   Gram(keys.kT, keys.kT, in.K, products);
-  Unroll<C>([&](auto i)
-                WEFT_INLINE { Store(keys.reads + i * C, products[i] * Load(keys.decay + i * C)); });
+  Unroll<C>([&](auto i) WEFT_INLINE {
+    Store(keys.reads + i * C, products[i] * Load(keys.decay + i * C) * in.erase);
+  });
   Gram(keys.qT, keys.kT, in.K, products);
   Unroll<C>([&](auto i) WEFT_INLINE {
     Store(keys.attends + i * C, products[i] * Load(keys.decay + i * C) * in.scale);
@@ -306,15 +310,17 @@ void Recurrent(CpuStream& stream, const GatedDeltaFwd& f) {
                             const T *qt = &q(b, 0, h, 0), *kt = &k(b, 0, h, 0),
                                     *vt = &v(b, 0, h, 0);
                             T* out = &y(b, 0, h, 0);
-                            const T a = Exp(log_a(b, 0, h)), scale = static_cast<T>(f.scale);
+                            const T a = log_a ? Exp(log_a(b, 0, h)) : T{1};
+                            const T erased = f.erase ? a : T{0};
+                            const T by = beta ? beta(b, 0, h) : T{1};
+                            const T scale = static_cast<T>(f.scale);
                             std::fill_n(u, V, T{0});
                             for (int64_t d = 0; initial && d < K; ++d) {
                               const T* s = &initial(b, h, d, 0);
 #pragma omp simd
                               for (int64_t c = 0; c < V; ++c) u[c] += kt[d] * s[c];
                             }
-                            for (int64_t c = 0; c < V; ++c)
-                              u[c] = beta(b, 0, h) * (vt[c] - a * u[c]);
+                            for (int64_t c = 0; c < V; ++c) u[c] = by * (vt[c] - erased * u[c]);
                             std::fill_n(out, V, T{0});
                             for (int64_t d = 0; d < K; ++d) {
                               T* s = final_state ? &final_state(b, h, d, 0) : unused;
@@ -456,8 +462,8 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
   }
   const Lanes<T> dbeta = (parts[0] + parts[1]) + (parts[2] + parts[3]);
 
-  // With u_j = beta_j r_j:  x(i, j) = scale decay(i, j) <dy_i, u_j>,  r(i, j) = decay(i, j) <dr_i,
-  // u_j>. pairs(i, j): what decay(i, j) does to the loss, times decay(i, j).
+  // With u_j = beta_j r_j:  x(i, j) = scale decay(i, j) <dy_i, u_j>,  r(i, j) = erase decay(i, j)
+  // <dr_i, u_j>. pairs(i, j): what decay(i, j) does to the loss, times decay(i, j).
   const Lanes<T> beta = Load(keys.beta), from_start = Load(keys.from_start),
                  to_end = Load(keys.to_end);
   Lanes<T> m[C], pairs[C];
@@ -475,7 +481,7 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
     m[i] *= beta * keys.beta[i];
     pairs[i] = Load(scratch.pairs + i * C) - m[i] * Load(keys.reads + i * C);
     Store(scratch.pairs + i * C, pairs[i]);
-    m[i] = StrictlyLower<T>(i, m[i] * Load(keys.decay + i * C));
+    m[i] = StrictlyLower<T>(i, m[i] * Load(keys.decay + i * C) * in.erase);
     Store(scratch.r + i * C, m[i]);
   });
   Transpose(m);
@@ -483,7 +489,7 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
 
   // from_state, to_state: the same for the decay from the state before the block, and to the state
   // after it.
-  const Lanes<T> q_scale = from_start * in.scale, read_scale = from_start * beta,
+  const Lanes<T> q_scale = from_start * in.scale, read_scale = from_start * beta * in.erase,
                  write_scale = to_end * beta;
   Lanes<T> from_state{}, to_state{}, across{};
   for (int64_t d = 0; d < Kp; d += kRows) {
@@ -558,8 +564,8 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
   for (int l = 0; l < C; ++l) before += across[l];
   for (int i = block.count - 1; i >= 0; --i) sum[i] += after += from_state[i];
   for (int i = 0; i < block.count; ++i) {
-    Put(grads.dlog_a(block.begin + i), T{sum[i] + before}, grads.add_log_a);
-    Put(grads.dbeta(block.begin + i), T{dbeta[i]}, grads.add_beta);
+    if (grads.dlog_a) Put(grads.dlog_a(block.begin + i), T{sum[i] + before}, grads.add_log_a);
+    if (grads.dbeta) Put(grads.dbeta(block.begin + i), T{dbeta[i]}, grads.add_beta);
     before += to_state[i];
   }
 }

@@ -29,6 +29,7 @@ struct Sizes {
   int B, T, H, K, V;
   int chunks;
   float scale;
+  float erase;  // 1 or 0: a factor of all that is read of the state before a write
   const int* doc_start;
   int64_t doc_stride;
 
@@ -40,6 +41,7 @@ struct Sizes {
         V(static_cast<int>(f.v.dim(3))),
         chunks(static_cast<int>(GatedDeltaChunks(T))),
         scale(static_cast<float>(f.scale)),
+        erase(f.erase ? 1 : 0),
         doc_start(f.doc_start.Data<int>()),
         doc_stride(f.doc_start.defined() ? f.doc_start.stride(0) : 0) {}
   int heads() const { return B * H; }
@@ -64,6 +66,7 @@ template <class X>
 struct Forward : Sizes {
   Rows<const X> q, k, v;
   Rows<const float> beta, log_a;
+  int beta_count, log_a_count, doc_start_count;  // how many tokens have one: T or 0
   Rows<const float> initial;
   Rows<X> y, states;
   Rows<float> final_state;
@@ -75,10 +78,16 @@ struct Forward : Sizes {
         v(f.v),
         beta(f.beta),
         log_a(f.log_a),
+        beta_count(beta ? T : 0),
+        log_a_count(log_a ? T : 0),
+        doc_start_count(doc_start ? T : 0),
         initial(f.initial),
         y(f.y),
         states(f.states),
         final_state(f.final_state) {}
+  // Also of tokens behind the last.
+  __device__ float Beta(int b, int t, int h) const { return t < beta_count ? *beta(b, t, h) : 1; }
+  __device__ float LogA(int b, int t, int h) const { return t < log_a_count ? *log_a(b, t, h) : 0; }
 };
 
 template <class X>
@@ -105,6 +114,12 @@ struct Backward : Forward<X> {
         add_dbeta(g.dbeta.accumulate),
         add_dlog_a(g.dlog_a.accumulate),
         add_dinitial(g.dinitial.accumulate) {}
+  __device__ void PutDBeta(int b, int t, int h, float x) const {
+    if (dbeta) PutFloat(*dbeta(b, t, h), x, add_dbeta);
+  }
+  __device__ void PutDLogA(int b, int t, int h, float x) const {
+    if (dlog_a) PutFloat(*dlog_a(b, t, h), x, add_dlog_a);
+  }
 };
 
 // Cuts scratch memory into arrays. With null memory it only counts.

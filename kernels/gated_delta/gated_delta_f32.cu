@@ -11,7 +11,7 @@ using Square = float[kC][kLd];  // in shared memory
 
 // What kernels leave each other in scratch memory. Squares are [C, C], the rest as said.
 struct Chunks {
-  float *m, *p, *reads;        // per chunk; reads(i, j) = decay(i, j) <k_i, k_j> for j < i
+  float *m, *p, *reads;        // per chunk; reads(i, j) = erase decay(i, j) <k_i, k_j>, j < i
   float *from_start, *to_end;  // per chunk [C]
   float* state = nullptr;      // per head [V, K], of the forward
   // Of the backward:
@@ -113,7 +113,7 @@ __device__ void Decays(const Forward<T>& f, const Chunk& c, float (&a)[kC], Squa
   const int j = threadIdx.x;
   if (j < kC) {
     const int t = c.begin + j;
-    a[j] = j >= c.count ? 1 : f.StartsDocument(c.b, t) ? 0 : expf(*f.log_a(c.b, t, c.h));
+    a[j] = j >= c.count ? 1 : f.StartsDocument(c.b, t) ? 0 : expf(f.LogA(c.b, t, c.h));
   }
   __syncthreads();
   if (j < kC) {
@@ -128,10 +128,10 @@ __device__ void Decays(const Forward<T>& f, const Chunk& c, float (&a)[kC], Squa
 
 template <class T>
 __device__ float Beta(const Forward<T>& f, const Chunk& c, int i) {
-  return i < c.count ? fmaxf(*f.beta(c.b, c.begin + i, c.h), kLeastBeta) : 0;
+  return i < c.count ? fmaxf(f.Beta(c.b, c.begin + i, c.h), kLeastBeta) : 0;
 }
 
-// U = M (V - from_start (K S)) of 64 columns from v0 on. `state`: S^T. `put` as for ForEach.
+// U = M (V - erase from_start (K S)) of 64 columns from v0 on. `state`: S^T. `put` as for ForEach.
 template <class T, class S, class F>
 __device__ void WrittenRows(const Forward<T>& f, const Chunks& chunks, const Chunk& c, int v0,
                             const StateRows<S>& state, Operands& shared, Square& r, F&& put) {
@@ -141,7 +141,9 @@ __device__ void WrittenRows(const Forward<T>& f, const Chunks& chunks, const Chu
   const float* m = chunks.m + int64_t{index} * kC * kC;
   Part part = {};
   AddProduct(shared, part, f.K, k, [&](int x, int j) { return state(v0 + j, x); });
-  ForEach(part, [&](float& read, int i, int j) { r[i][j] = v(i, v0 + j) - from_start[i] * read; });
+  ForEach(part, [&](float& read, int i, int j) {
+    r[i][j] = v(i, v0 + j) - f.erase * from_start[i] * read;
+  });
   Part u = {};
   AddProduct(
       shared, u, kC, [&](int i, int l) { return m[i * kC + l]; },
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) Prepare(const Forward<T> f, const Ch
   AddProduct(shared, kk, f.K, k, transposed_k);
   AddProduct(shared, qk, f.K, q, transposed_k);
   ForEach(kk, [&](float& product, int i, int j) {
-    const float reads = i > j ? decay[i][j] * product : 0;
+    const float reads = i > j ? f.erase * decay[i][j] * product : 0;
     chunks.reads[square + i * kC + j] = reads;
     n[i * (kC + 4) + j] = Beta(f, c, i) * reads;
   });
@@ -300,7 +302,7 @@ __global__ void __launch_bounds__(kThreads)
           shared, change, kC, [&](int v, int i) { return f.scale * from_start[i] * dy(i, v0 + v); },
           [&](int i, int j) { return q(i, k0 + j); });
       AddProduct(
-          shared, change, kC, [&](int v, int i) { return -from_start[i] * dv[i][v]; },
+          shared, change, kC, [&](int v, int i) { return -f.erase * from_start[i] * dv[i][v]; },
           [&](int i, int j) { return k(i, k0 + j); });
       ForEach(change, [&](float& x, int j, int i) {
         const int v = v0 + j, k = k0 + i;
@@ -350,7 +352,7 @@ __global__ void __launch_bounds__(kThreads) KeyGradients(const Backward<T> f, co
   const float *from_start = chunks.from_start + int64_t{blockIdx.x} * kC,
               *to_end = chunks.to_end + int64_t{blockIdx.x} * kC;
 
-  // x(i, j) = scale decay(i, j) <dy_i, u_j>,  y(i, j) = decay(i, j) <dv_i, u_j>,
+  // x(i, j) = scale decay(i, j) <dy_i, u_j>,  y(i, j) = erase decay(i, j) <dv_i, u_j>,
   // pairs(i, j) = x(i, j) <q_i, k_j> - y(i, j) <k_i, k_j>,  dbeta_i = y(i, i) / beta_i^2
   Decays(f, c, s.a, s.x);
   const auto transposed_u = [&](int l, int j) { return u(j, l); };
@@ -363,10 +365,10 @@ __global__ void __launch_bounds__(kThreads) KeyGradients(const Backward<T> f, co
     const float dx = x[e / 4][e % 4], dr = y[e / 4][e % 4], decay = s.x[i][j];
     s.pairs[i][j] = dx * chunks.p[square + i * kC + j] - dr * chunks.reads[square + i * kC + j];
     s.x[i][j] = f.scale * decay * dx;
-    s.y[i][j] = i > j ? decay * dr : 0;
+    s.y[i][j] = i > j ? f.erase * decay * dr : 0;
     if (i == j && i < c.count) {
       const float beta = Beta(f, c, i);
-      PutFloat(*f.dbeta(c.b, c.begin + i, c.h), dr / beta / beta, f.add_dbeta);
+      f.PutDBeta(c.b, c.begin + i, c.h, dr / beta / beta);
     }
   }
   if (threadIdx.x < kC) s.from_state[threadIdx.x] = s.to_state[threadIdx.x] = 0;
@@ -376,7 +378,7 @@ __global__ void __launch_bounds__(kThreads) KeyGradients(const Backward<T> f, co
     AddProduct(s.operands, dq, f.V, dy, [&](int l, int j) { return state(l, k0 + j); });
     ForEach(dq, [&](float& e, int i, int) { e *= f.scale * from_start[i]; });
     AddProduct(s.operands, dk, f.V, dv, [&](int l, int j) { return state(l, k0 + j); });
-    ForEach(dk, [&](float& e, int i, int) { e *= -from_start[i]; });
+    ForEach(dk, [&](float& e, int i, int) { e *= -f.erase * from_start[i]; });
     AddProduct(s.operands, write, f.V, u, [&](int l, int j) { return dstate(l, k0 + j); });
     ForEach(write, [&](float& e, int i, int) { e *= to_end[i]; });
 #pragma unroll
@@ -418,7 +420,7 @@ __global__ void __launch_bounds__(kThreads) KeyGradients(const Backward<T> f, co
   float sum = across;
   for (int i = t; i < c.count; ++i) sum += s.from_state[i];
   for (int j = 0; j < t; ++j) sum += s.to_state[j] + s.pairs[t][j];
-  PutFloat(*f.dlog_a(c.b, c.begin + t, c.h), sum, f.add_dlog_a);
+  f.PutDLogA(c.b, c.begin + t, c.h, sum);
 }
 
 }  // namespace

@@ -30,12 +30,13 @@ struct GatePair {
   __device__ GatePair() {}
   __device__ GatePair(const Forward<BF16>& f, const Chunk& c)
       : token(c.begin + threadIdx.x % kWarp * 2) {
+    const float *first_log_a = f.log_a(c.b, token, c.h), *first_beta = f.beta(c.b, token, c.h);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const bool valid = token + e < f.T;
-      log_a[e] = valid ? *f.log_a(c.b, token + e, c.h) : 0;
-      beta[e] = valid ? *f.beta(c.b, token + e, c.h) : 0;
-      doc_start[e] = valid && f.doc_start ? f.doc_start[c.b * f.doc_stride + token + e] : -1;
+      log_a[e] = token + e < f.log_a_count ? first_log_a[e * f.log_a.stride[1]] : 0;
+      beta[e] = token + e < f.beta_count ? first_beta[e * f.beta.stride[1]] : 1;
+      doc_start[e] =
+          token + e < f.doc_start_count ? f.doc_start[c.b * f.doc_stride + token + e] : -1;
     }
   }
 };

@@ -129,12 +129,43 @@ __device__ inline void InverseRow(const float* n, int i, float (&x)[16]) {
 // Memory for the diagonal blocks of N^T.
 using Diagonal = float[kBlocks][16 * 20];
 
+// Of a block that goes through a sequence: warpgroup 0 loads and prepares chunk after chunk, while
+// each of the others, with 64 columns of values, works on the one before. What these make of their
+// values takes the values' place.
+template <int kKeys, int kGroups, int kStages, int kTiles>
+struct SequenceMemory {
+  struct alignas(1024) Stage {
+    BF16 k[kC * kKeyWidth<kKeys>], q[kC * kKeyWidth<kKeys>];
+    BF16 values[kGroups][kSquare];
+    Gates gates;
+  };
+  Stage stages[kStages];
+  Prepared tiles[kTiles];
+  Diagonal diagonal;
+  Barrier full[kStages], empty[kStages], ready[kTiles], taken[kTiles];
+};
+
+// What has decayed to exp of this, or belongs to a document before, is less than the rounding of
+// any sum. No state grows on its way.
+constexpr float kForgotten = -45;
+// The logarithm of a chunk's decay. By one warp.
+__device__ inline float LogDecay(const Forward<BF16>& f, const Chunk& c) {
+  const GatePair pair(f, c);
+  float sum = 0;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int t = pair.token + e;
+    sum += t > 0 && pair.doc_start[e] == t ? kForgotten : pair.log_a[e];
+  }
+  return WarpSum(sum);
+}
+
 // X and, with kOutputs, P of a chunk, by one warpgroup, which meets at `barrier`. meanwhile(warp)
 // is called by its warps 1 and 3 alone, in time that they would wait; what it writes to shared
 // memory is there for all of them afterwards. kLean: P after N, where registers do not hold both.
 template <int kKeys, bool kOutputs = true, bool kLean = false, class F>
-__device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float scale, Prepared& to,
-                        Diagonal& diagonal, int barrier, F&& meanwhile) {
+__device__ void Prepare(float scale, float erase, const BF16* k, const BF16* q, const Gates& gates,
+                        Prepared& to, Diagonal& diagonal, int barrier, F&& meanwhile) {
   const int thread = FreshThread();
   const int warp = thread % kGroup / kWarp, lane = thread % kWarp;
   const auto multiply = [&](float(&dots)[kC / 8][4], const BF16* right) {
@@ -159,7 +190,7 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
   for (int r = 0; r < 2; ++r) {
     log2_sum[r] = gates.log2_sum[row + 8 * r];
     segment[r] = gates.segment[row + 8 * r];
-    beta[r] = gates.beta[row + 8 * r];
+    beta[r] = erase * gates.beta[row + 8 * r];
   }
   const auto for_decays = [&](auto&& visit) {
 #pragma unroll
@@ -295,6 +326,17 @@ __device__ void Prepare(const BF16* k, const BF16* q, const Gates& gates, float 
       *reinterpret_cast<uint32_t*>(to.x_low + at) = low;
     }
   }
+}
+
+template <class Shared, class Kernel, class... Args>
+void LaunchBlocks(CudaStream& stream, Kernel kernel, dim3 blocks, int threads,
+                  const Args&... args) {
+  constexpr int kBytes = sizeof(Shared) + 1024;
+  static_assert(kBytes <= 227 * 1024);
+  CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+            "gated_delta");
+  kernel<<<blocks, threads, kBytes, stream.handle()>>>(args...);
+  CheckLaunch("gated_delta");
 }
 
 }  // namespace weft::gated_delta

@@ -18,18 +18,8 @@ struct ForwardPlan {
   // Of a preparing and of another thread.
   static constexpr int kFewer = kGroups == 1 ? 96 : 120;
   static constexpr int kMore = kGroups == 1 ? 160 : 192;
-
-  struct alignas(1024) Stage {
-    BF16 k[kC * kKeyWidth<kKeys>], q[kC * kKeyWidth<kKeys>];
-    BF16 v[kGroups][kSquare];  // y in the end
-    Gates gates;
-  };
-  struct Shared {
-    Stage stages[kStages];
-    Prepared tiles[kTiles];
-    Diagonal diagonal;
-    Barrier full[kStages], empty[kStages], ready[kTiles], taken[kTiles];
-  };
+  // Of a stage, values are V and in the end Y.
+  using Shared = SequenceMemory<kKeys, kGroups, kStages, kTiles>;
 };
 
 struct Maps {
@@ -88,11 +78,11 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     Barrier& full = shared.full[loads.stage];
     Wait(shared.empty[loads.stage], loads.parity ^ 1);
     const int values = span.transition ? 0 : span.groups;
-    ArriveAndExpect(full, (kCarry ? 1 : 2) * sizeof(stage.k) + values * sizeof(stage.v[0]));
+    ArriveAndExpect(full, (kCarry ? 1 : 2) * sizeof(stage.k) + values * sizeof(stage.values[0]));
     LoadKeys<kKeys>(stage.k, maps.k, c, full);
     if constexpr (!kCarry) LoadKeys<kKeys>(stage.q, maps.q, c, full);
     for (int g = 0; g < values; ++g) {
-      LoadTile<kWidePanel>(stage.v[g], maps.v, kC, c.b, c.h, c.begin, full,
+      LoadTile<kWidePanel>(stage.values[g], maps.v, kC, c.b, c.h, c.begin, full,
                            span.v + g * kWidePanel);
     }
     loads.Next();
@@ -113,8 +103,8 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     Wait(shared.full[stages.stage], stages.parity);
     stages.Next();
     Wait(shared.taken[tiles.stage], tiles.parity ^ 1);
-    Prepare<kKeys, !kCarry>(stage.k, stage.q, stage.gates, f.scale, tile, shared.diagonal, 1,
-                            [&](int warp) {
+    Prepare<kKeys, !kCarry>(f.scale, f.erase, stage.k, stage.q, stage.gates, tile, shared.diagonal,
+                            1, [&](int warp) {
                               if (n + 1 == span.end) return;
                               // Into the stage of chunk n - 2: nothing needs it any more when that
                               // of n is prepared.
@@ -187,7 +177,7 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
   const auto finish_y = [&](int n) {
     Release(shared.taken[tile_before]);
     const int thread = FreshThread();
-    BF16 *out = shared.stages[stage_before].v[group], *block = out + ValuesAt(thread);
+    BF16 *out = shared.stages[stage_before].values[group], *block = out + ValuesAt(thread);
 #pragma unroll
     for (int t = 0; t < kBlocks; ++t) {
       const float(&low)[4] = y[2 * t], (&high)[4] = y[2 * t + 1];
@@ -252,7 +242,7 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
     for (int t = 0; t < kBlocks; ++t) {
       Fragment v = {};
       if (!span.transition) {
-        v = LoadMatrixTransposed(stage.v[group] + ValuesAt(thread) + 16 * t * kWidePanel);
+        v = LoadMatrixTransposed(stage.values[group] + ValuesAt(thread) + 16 * t * kWidePanel);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -260,8 +250,8 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
         const float2 start = tokens(gates.from_start, j), beta = tokens(gates.beta, j);
         const float2 value = UnpackPair(v.at[i]);
         const float* part = &read[j][i % 2 * 2];
-        rows[t][i] = PackPair(beta.x * (value.x - start.x * part[0]),
-                              beta.y * (value.y - start.y * part[1]));
+        rows[t][i] = PackPair(beta.x * (value.x - f.erase * start.x * part[0]),
+                              beta.y * (value.y - f.erase * start.y * part[1]));
       }
     }
     if constexpr (!kCarry) Finish<0>(y);
@@ -351,25 +341,16 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
   }
 }
 
-// The first chunk that the state after a segment depends on: what is older has decayed by so much,
-// or a document began, that it is less than the rounding of any sum. No state grows on its way.
-constexpr float kForgotten = -45;  // logarithm of the decay
+// The first chunk that the state after a segment depends on.
 template <class Plan>
 __device__ int FirstRemembered(const Forward<BF16>& f, const Span& span, float* sums) {
   constexpr int kWarps = Plan::kThreads / kWarp;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
   float decay = 0;
   for (int last = span.end - 1; last >= span.first; last -= kWarps) {
     if (last - warp >= span.first) {
-      const GatePair pair(f, Chunk(f, span.b, last - warp, span.h));
-      float sum = 0;
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int t = pair.token + e;
-        sum += t > 0 && pair.doc_start[e] == t ? kForgotten : pair.log_a[e];
-      }
-      sum = WarpSum(sum);
-      if (lane == 0) sums[warp] = sum;
+      const float sum = LogDecay(f, Chunk(f, span.b, last - warp, span.h));
+      if (threadIdx.x % kWarp == 0) sums[warp] = sum;
     }
     __syncthreads();
     for (int i = 0; i < kWarps && last - i >= span.first; ++i) {
@@ -461,7 +442,6 @@ __global__ void __launch_bounds__(kKeys* kShares) CombineSegments(const Segments
 template <int kKeys, int kGroups>
 void Launch(CudaStream& stream, const GatedDeltaFwd& op, int most_segments) {
   using Plan = ForwardPlan<kKeys, kGroups>;
-  constexpr int kBytes = sizeof(typename Plan::Shared) + 1024;
   const Forward<BF16> f(op);
   const Maps maps = {TileMap(stream, op.q, kC, kKeyPanel<kKeys>),
                      TileMap(stream, op.k, kC, kKeyPanel<kKeys>), TileMap(stream, op.v, kC),
@@ -470,10 +450,8 @@ void Launch(CudaStream& stream, const GatedDeltaFwd& op, int most_segments) {
   const int count = CeilDiv(f.chunks, chunks);
   Segments segments{chunks, count, nullptr, nullptr};
   const auto run = [&](auto kernel, int blocks) {
-    CudaCheck(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-              "gated_delta");
-    kernel<<<dim3(f.H, f.B, blocks), Plan::kThreads, kBytes, stream.handle()>>>(f, maps, segments);
-    CheckLaunch("gated_delta");
+    LaunchBlocks<typename Plan::Shared>(stream, kernel, dim3(f.H, f.B, blocks), Plan::kThreads, f,
+                                        maps, segments);
   };
   if (count > 1) {
     const auto cut = [&](Cutter memory) {

@@ -67,8 +67,8 @@ __device__ Fragment ScaleTokens(const Fragment& x, const float* by, float factor
   return scaled;
 }
 
-// R = V - from_start (K S), given K S; then U = M R. All of it transposed.
-__device__ void WrittenRows(Tile (&read)[kBlocks], const ColumnBlock (&v)[kBlocks],
+// R = V - erase from_start (K S), given K S; then U = M R. All of it transposed.
+__device__ void WrittenRows(Tile (&read)[kBlocks], const ColumnBlock (&v)[kBlocks], float erase,
                             const float* from_start, const BF16* m, Tile (&u)[kBlocks]) {
   Fragment r[kBlocks];
 #pragma unroll
@@ -78,8 +78,8 @@ __device__ void WrittenRows(Tile (&read)[kBlocks], const ColumnBlock (&v)[kBlock
     for (int i = 0; i < 4; ++i) {
       const float2 s = TokenPair(from_start + 16 * t, i / 2), pair = UnpackPair(value.at[i]);
       float* part = &read[t][i / 2][i % 2 * 2];
-      part[0] = pair.x - s.x * part[0];
-      part[1] = pair.y - s.y * part[1];
+      part[0] = pair.x - erase * s.x * part[0];
+      part[1] = pair.y - erase * s.y * part[1];
     }
     r[t] = Pack(read[t]);
   }
@@ -178,10 +178,10 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
       Mma(qk[j], query, other);
     }
   }
-  // N = beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i
+  // N = erase beta_i decay(i, j) <k_i, k_j> for j < i,  P = scale decay(i, j) <q_i, k_j> for j <= i
   const int64_t tile = int64_t{blockIdx.x} * kC * kC;
-  const float beta[2] = {s.gates.beta[16 * warp + lane / 4],
-                         s.gates.beta[16 * warp + lane / 4 + 8]};
+  const float beta[2] = {f.erase * s.gates.beta[16 * warp + lane / 4],
+                         f.erase * s.gates.beta[16 * warp + lane / 4 + 8]};
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
     if (block > warp) break;
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
         for (int t = 0; t < kBlocks; ++t)
           Mma(read[t], own, RightTransposed(k + 16 * t * ld + x, ld));
       }
-      WrittenRows(read, value, s.gates.from_start, s.m, u);
+      WrittenRows(read, value, f.erase, s.gates.from_start, s.m, u);
 #pragma unroll
       for (int t = 0; t < kBlocks; ++t) {
         StoreColumns(Pack(u[t]), chunks.u(c.b, c.begin + 16 * t, c.h) + v, chunks.u.stride[1],
@@ -384,7 +384,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
     if (f.states) state.Store(f.states(c.b, n, c.h) + own.v * f.K, f.K);
     Tile read[kBlocks] = {}, u[kBlocks] = {}, y[kBlocks] = {};
     state.Read(stage.k, read);
-    WrittenRows(read, v, stage.from_start, stage.m, u);
+    WrittenRows(read, v, f.erase, stage.from_start, stage.m, u);
 
     state.Read(stage.q, y);
     Fragment written[kBlocks];
@@ -474,7 +474,7 @@ __global__ void __launch_bounds__(kMostWarps<kK>* kWarp, 1)
     for (int t = 0; t < kBlocks; ++t) {
       dstate.Write(ScaleTokens(dy[t], stage.from_start + 16 * t, f.scale),
                    stage.q + 16 * t * Stage<kK>::kLdK);
-      ScaleTokens(dv[t], stage.from_start + 16 * t, -1);
+      ScaleTokens(dv[t], stage.from_start + 16 * t, -f.erase);
       dstate.Write(Pack(dv[t]), stage.k + 16 * t * Stage<kK>::kLdK);
     }
   }
@@ -603,8 +603,8 @@ __device__ void GateGradients(const Backward<BF16>& f, const Chunk& c, const Gat
     if (threadIdx.x % 4 != 0 || i >= c.count) continue;
     const bool boundary = segment != (i > 0 ? gates.segment[i - 1] : 0);
     const int t = c.begin + i;
-    PutFloat(*f.dlog_a(c.b, t, c.h), boundary ? 0 : sum, f.add_dlog_a);
-    PutFloat(*f.dbeta(c.b, t, c.h), s.dbeta[i] / gates.beta[i] / gates.beta[i], f.add_dbeta);
+    f.PutDLogA(c.b, t, c.h, boundary ? 0 : sum);
+    f.PutDBeta(c.b, t, c.h, s.dbeta[i] / gates.beta[i] / gates.beta[i]);
   }
 }
 
@@ -705,7 +705,7 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
         float &dx = x[pair][e / 4][e % 4], &dy = y[pair][e / 4][e % 4];
         if (j == i) s.dbeta[i] = dy;
         dx *= f.scale * decay[e / 4][e % 4];
-        dy = j == i ? 0 : -decay[e / 4][e % 4] * dy;
+        dy = j == i ? 0 : -f.erase * decay[e / 4][e % 4] * dy;
       }
       StoreTile(Pack(x[pair]), s.x + 16 * strip * kLd + 16 * block, kLd);
       StoreTile(Pack(y[pair]), s.y + 16 * strip * kLd + 16 * block, kLd);
@@ -716,7 +716,7 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
       for (int e = 0; e < 8; ++e) {
         const int row = rows[e % 4 / 2];
         dq[i][e / 4][e % 4] *= f.scale * gates.from_start[row];
-        read[i][e / 4][e % 4] *= -gates.from_start[row];
+        read[i][e / 4][e % 4] *= -f.erase * gates.from_start[row];
         write[i][e / 4][e % 4] *= gates.to_end[row];
       }
 #pragma unroll

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) Recurrent(const Forward<T> f) {
     S[r] = f.initial && valid && k < f.K ? f.initial(b, h, k)[v] : 0;
   }
   for (int t = 0; t < f.T; ++t) {
-    const float a = f.StartsDocument(b, t) ? 0 : expf(*f.log_a(b, t, h));
+    const float a = f.StartsDocument(b, t) ? 0 : expf(f.LogA(b, t, h));
     float key[kRows], query[kRows], sum = 0;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) Recurrent(const Forward<T> f) {
       sum += S[r] * key[r];
     }
     const float value = valid ? ToFloat(f.v(b, t, h)[v]) : 0;
-    const float u = *f.beta(b, t, h) * (value - SumOverWarps(read, sum));
+    const float u = f.Beta(b, t, h) * (value - f.erase * SumOverWarps(read, sum));
     sum = 0;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {

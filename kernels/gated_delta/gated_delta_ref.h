@@ -25,11 +25,11 @@ void GatedDeltaRef(const GatedDeltaFwd& f) {
       }
       for (int64_t t = 0; t < L; ++t) {
         if (doc_start && t > 0 && doc_start(b, t) == t) state.assign(state.size(), T(0));
-        const T a = exp(log_a(b, t, h));
+        const T a = log_a ? exp(log_a(b, t, h)) : T(1), by = beta ? beta(b, t, h) : T(1);
         for (int64_t r = 0; r < V; ++r) {
           T read = 0;
-          for (int64_t c = 0; c < K; ++c) read += a * S(c, r) * k(b, t, h, c);
-          u[static_cast<size_t>(r)] = beta(b, t, h) * (v(b, t, h, r) - read);
+          for (int64_t c = 0; f.erase && c < K; ++c) read += a * S(c, r) * k(b, t, h, c);
+          u[static_cast<size_t>(r)] = by * (v(b, t, h, r) - read);
         }
         for (int64_t r = 0; r < V; ++r) {
           T out = 0;
@@ -73,16 +73,17 @@ void GatedDeltaGradientsRef(const GatedDeltaBwd& g) {
       }
       const auto decay = [&](std::vector<T>& s, int64_t t) {
         const bool starts = doc_start && t > 0 && doc_start(b, t) == t;
-        const T a = starts ? T(0) : T(exp(log_a(b, t, h)));
+        const T a = starts ? T(0) : log_a ? T(exp(log_a(b, t, h))) : T(1);
         for (T& x : s) x *= a;
       };
+      const auto beta_at = [&](int64_t t) { return beta ? beta(b, t, h) : T(1); };
       const auto residual = [&](const std::vector<T>& s, int64_t t) {  // u = beta (v - S^T k)
         for (int64_t x = 0; x < V; ++x) r[static_cast<size_t>(x)] = v(b, t, h, x);
-        for (int64_t c = 0; c < K; ++c)
+        for (int64_t c = 0; f.erase && c < K; ++c)
           for (int64_t x = 0; x < V; ++x)
             r[static_cast<size_t>(x)] -= s[static_cast<size_t>(c * V + x)] * k(b, t, h, c);
         for (int64_t x = 0; x < V; ++x)
-          u[static_cast<size_t>(x)] = beta(b, t, h) * r[static_cast<size_t>(x)];
+          u[static_cast<size_t>(x)] = beta_at(t) * r[static_cast<size_t>(x)];
       };
       const auto write = [&](std::vector<T>& s, int64_t t) {
         for (int64_t c = 0; c < K; ++c)
@@ -122,20 +123,22 @@ void GatedDeltaGradientsRef(const GatedDeltaBwd& g) {
           for (int64_t x = 0; x < V; ++x) {
             const auto j = static_cast<size_t>(x);
             db += du[j] * r[j];
-            dv(b, t, h, x) = beta(b, t, h) * du[j];
+            dv(b, t, h, x) = beta_at(t) * du[j];
           }
           for (int64_t c = 0; c < K; ++c) {
             T read = 0;
             for (int64_t x = 0; x < V; ++x) {
               const auto i = static_cast<size_t>(c * V + x);
-              dstate[i] -= k(b, t, h, c) * dv(b, t, h, x);
-              read += s[i] * dv(b, t, h, x);
+              if (f.erase) {
+                dstate[i] -= k(b, t, h, c) * dv(b, t, h, x);
+                read += s[i] * dv(b, t, h, x);
+              }
               dlog += dstate[i] * s[i];
             }
             dk(b, t, h, c) -= read;
           }
-          dbeta(b, t, h) = db;
-          dlog_a(b, t, h) = dlog;
+          if (dbeta) dbeta(b, t, h) = db;
+          if (dlog_a) dlog_a(b, t, h) = dlog;
           decay(dstate, t);
         }
       }

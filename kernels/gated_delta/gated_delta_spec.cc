@@ -48,15 +48,23 @@ Fill StrongDecays(int64_t heads) {
   };
 }
 
+// The decay of RetNet's heads.
+Fill DecayPerHead(int64_t heads) {
+  return [heads](Rng&, int64_t i) {
+    return std::log1p(-std::exp2(-3 - static_cast<double>(i % heads)));
+  };
+}
+
+// `beta` and `log_a` may be empty: then there are none.
 GatedDeltaFwd Make(CaseMaker& make, const Sizes& s, const Fill& beta, const Fill& log_a, bool state,
-                   const std::vector<double>& doc_start = {}) {
+                   const std::vector<double>& doc_start = {}, bool erase = true) {
   const auto [B, T, H, K, V] = s;
-  GatedDeltaFwd f{.scale = 1 / std::sqrt(static_cast<double>(K))};
+  GatedDeltaFwd f{.scale = 1 / std::sqrt(static_cast<double>(K)), .erase = erase};
   f.q = make.In("q", {B, T, H, K});
-  f.k = make.In("k", {B, T, H, K}, UnitRows(K));
+  f.k = make.In("k", {B, T, H, K}, erase ? UnitRows(K) : Normal());
   f.v = make.In("v", {B, T, H, V});
-  f.beta = make.WideIn("beta", {B, T, H}, beta);
-  f.log_a = make.WideIn("log_a", {B, T, H}, log_a);
+  if (beta) f.beta = make.WideIn("beta", {B, T, H}, beta);
+  if (log_a) f.log_a = make.WideIn("log_a", {B, T, H}, log_a);
   if (!doc_start.empty()) f.doc_start = make.Int("doc_start", {B, T}, Values(doc_start));
   if (state) f.initial = make.WideIn("initial", {B, H, K, V}, Normal(0.3));
   f.y = make.Out("y", {B, T, H, V});
@@ -83,12 +91,28 @@ void AddOp_gated_delta(OpSuite& suite) {
       .reference_f64 = GatedDeltaRef<double>,
       .reference_complex = GatedDeltaRef<std::complex<double>>};
   const auto law = [](auto& laws, const char* label, Sizes s, const Fill& beta, const Fill& log_a,
-                      bool state, const std::vector<double>& doc_start = {}) {
+                      bool state, const std::vector<double>& doc_start = {}, bool erase = true) {
     // So many that the reference takes no more than about a second.
     const int64_t samples = 6'000'000 / (s.B * s.T * s.H * s.K * s.V);
-    laws.push_back({label,
-                    [=](CaseMaker& make) { return Make(make, s, beta, log_a, state, doc_start); },
-                    static_cast<int>(std::clamp<int64_t>(samples, 10, 300))});
+    laws.push_back(
+        {label,
+         [=](CaseMaker& make) { return Make(make, s, beta, log_a, state, doc_start, erase); },
+         static_cast<int>(std::clamp<int64_t>(samples, 10, 300))});
+  };
+  // The layers that the header names.
+  const Fill none;
+  const auto linear_attention = [&](auto& laws, const char* label, Sizes s) {
+    law(laws, label, s, none, none, true, {}, false);
+  };
+  const auto retnet = [&](auto& laws, const char* label, Sizes s) {
+    law(laws, label, s, none, DecayPerHead(s.H), true, {}, false);
+  };
+  const auto mamba2 = [&](auto& laws, const char* label, Sizes s,
+                          const std::vector<double>& doc_start = {}) {
+    law(laws, label, s, Uniform(0, 3), Uniform(-0.2, 0), true, doc_start, false);
+  };
+  const auto deltanet = [&](auto& laws, const char* label, Sizes s) {
+    law(laws, label, s, Uniform(0, 2), none, true);
   };
   const Fill beta = Uniform(0, 1), wide_beta = Uniform(0, 2), weak = Uniform(-0.1, 0);
   auto& laws = spec.laws;
@@ -102,6 +126,14 @@ void AddOp_gated_delta(OpSuite& suite) {
   law(laws, "B1_T90_H2_K6_V4_forgets", {1, 90, 2, 6, 4}, wide_beta, StrongDecays(2), true);
   law(laws, "B2_T70_H1_K6_V9_documents", {2, 70, 1, 6, 9}, wide_beta, Uniform(-0.2, 0), true,
       Documents({{1, 1, 15, 16, 17, 20}, {3, 63, 1, 1, 2}}));
+  linear_attention(laws, "B2_T1_H2_K3_V5_linear_attention", {2, 1, 2, 3, 5});
+  linear_attention(laws, "B1_T70_H2_K6_V9_linear_attention", {1, 70, 2, 6, 9});
+  retnet(laws, "B1_T1_H3_K4_V4_retnet", {1, 1, 3, 4, 4});
+  retnet(laws, "B2_T65_H3_K5_V7_retnet", {2, 65, 3, 5, 7});
+  mamba2(laws, "B1_T1_H1_K4_V8_mamba2", {1, 1, 1, 4, 8});
+  mamba2(laws, "B1_T90_H2_K8_V6_mamba2_documents", {1, 90, 2, 8, 6}, Documents({{17, 1, 60, 12}}));
+  deltanet(laws, "B2_T1_H3_K7_V5_deltanet", {2, 1, 3, 7, 5});
+  deltanet(laws, "B1_T40_H2_K7_V5_deltanet", {1, 40, 2, 7, 5});
   auto& bf16 = spec.bf16_laws;
   law(bf16, "B1_T63_H2_K16_V16", {1, 63, 2, 16, 16}, beta, weak, false);
   law(bf16, "B1_T64_H1_K16_V32_state", {1, 64, 1, 16, 32}, wide_beta, weak, true);
@@ -138,6 +170,17 @@ void AddOp_gated_delta(OpSuite& suite) {
   law(bf16, "B1_T70_H1_K20_V12_state", {1, 70, 1, 20, 12}, beta, weak, true);
   law(bf16, "B1_T70_H1_K5_V7_documents", {1, 70, 1, 5, 7}, beta, weak, true,
       Documents({{1, 63, 6}}));
+  linear_attention(bf16, "B1_T130_H1_K64_V64_linear_attention", {1, 130, 1, 64, 64});
+  linear_attention(bf16, "B1_T70_H1_K32_V16_linear_attention", {1, 70, 1, 32, 16});
+  linear_attention(bf16, "B1_T65_H1_K20_V12_linear_attention", {1, 65, 1, 20, 12});
+  retnet(bf16, "B1_T65_H3_K96_V192_retnet", {1, 65, 3, 96, 192});
+  retnet(bf16, "B1_T66_H3_K16_V32_retnet", {1, 66, 3, 16, 32});
+  mamba2(bf16, "B1_T129_H1_K128_V64_mamba2_documents", {1, 129, 1, 128, 64},
+         Documents({{50, 16, 63}}));
+  mamba2(bf16, "B1_T70_H2_K16_V16_mamba2", {1, 70, 2, 16, 16});
+  deltanet(bf16, "B1_T129_H1_K128_V128_deltanet", {1, 129, 1, 128, 128});
+  deltanet(bf16, "B1_T65_H1_K48_V96_deltanet", {1, 65, 1, 48, 96});
+  deltanet(bf16, "B1_T63_H1_K32_V48_deltanet", {1, 63, 1, 32, 48});
   const auto bench = [&](const char* label, Sizes s, bool state = false,
                          const std::vector<double>& doc_start = {}) {
     law(spec.bench, label, s, beta, weak, state, doc_start);

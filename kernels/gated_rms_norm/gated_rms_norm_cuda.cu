@@ -174,32 +174,17 @@ void RunForward(CudaStream& stream, const GatedRmsNormFwd& f) {
 template <class T, int N>
 void RunBackward(CudaStream& stream, const GatedRmsNormBwd& g) {
   const GatedRmsNormFwd& f = g.fwd;
-  const int64_t V = f.w.dim(0);
   const uint32_t rows = RowsOfHeads(f.x);
-  const RowPlan plan = PlanRows(V / N, N > 1 ? Hold::kLittle : Hold::kNothing);
-  const int blocks = PersistentBlocks(stream, plan, rows, /*waves=*/3);
-  const int64_t partials = plan.held ? blocks : blocks * plan.teams();
-  auto* dw = static_cast<float*>(stream.Scratch(partials * V * int64_t{sizeof(float)}));
-  const BackwardArgs<T> args{HeadRowsOf<const T>(f.x),
-                             HeadRowsOf<const T>(f.gate),
-                             HeadRowsOf<const T>(g.dy),
-                             HeadRowsOf<T>(g.dx),
-                             HeadRowsOf<T>(g.dgate),
-                             HeadRowsOf<const float>(f.rstd),
-                             f.w.Data<float>(),
-                             dw,
-                             rows,
-                             static_cast<uint32_t>(f.x.dim(1)),
-                             static_cast<uint32_t>(f.x.dim(2)),
-                             static_cast<int>(V / N),
-                             plan.lanes,
-                             g.dx.accumulate,
-                             g.dgate.accumulate};
-  DispatchHeld<N>(plan.held, [&]<int kHeld>() {
-    Backward<T, N, kHeld><<<blocks, plan.threads, 0, stream.handle()>>>(args);
-  });
-  CheckLaunch("gated_rms_norm backward");
-  SumPartials(stream, dw, partials, g.dw);
+  LaunchBackwardOnRows<N>(
+      stream, "gated_rms_norm backward", rows, /*waves=*/3, g.dw,
+      [&]<int kHeld>(const RowPlan& plan, int blocks, float* dw) {
+        Backward<T, N, kHeld><<<blocks, plan.threads, 0, stream.handle()>>>(
+            {HeadRowsOf<const T>(f.x), HeadRowsOf<const T>(f.gate), HeadRowsOf<const T>(g.dy),
+             HeadRowsOf<T>(g.dx), HeadRowsOf<T>(g.dgate), HeadRowsOf<const float>(f.rstd),
+             f.w.Data<float>(), dw, rows, static_cast<uint32_t>(f.x.dim(1)),
+             static_cast<uint32_t>(f.x.dim(2)), static_cast<int>(f.w.dim(0) / N), plan.lanes,
+             g.dx.accumulate, g.dgate.accumulate});
+      });
 }
 
 }  // namespace

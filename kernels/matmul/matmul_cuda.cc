@@ -15,6 +15,7 @@
 #include "kernels/base/arena.h"
 #include "kernels/base/choices.h"
 #include "kernels/base/cuda_check.h"
+#include "kernels/base/cuda_library.h"
 #include "kernels/base/cuda_stream.h"
 #include "kernels/matmul/matmul.h"
 
@@ -80,10 +81,10 @@ std::vector<std::byte> Sample(CudaStream& stream, const TensorView& view, const 
 }
 
 void LtCheck(cublasStatus_t status, const Product& p, const char* what) {
-  Check(status == CUBLAS_STATUS_SUCCESS, "matmul: ", what, " of ", p.a.ToString(),
-        p.transpose_a ? " transposed" : "", " with ", p.b.ToString(),
-        p.transpose_b ? " transposed" : "", " into ", p.d.ToString(),
-        ": cuBLASLt fails with status ", static_cast<int>(status));
+  LibraryCheck(status == CUBLAS_STATUS_SUCCESS, status == CUBLAS_STATUS_ALLOC_FAILED,
+               "matmul: ", what, " of ", p.a.ToString(), p.transpose_a ? " transposed" : "",
+               " with ", p.b.ToString(), p.transpose_b ? " transposed" : "", " into ",
+               p.d.ToString(), ": cuBLASLt fails with status ", static_cast<int>(status));
 }
 
 cudaDataType_t TypeOf(const TensorView& view) {
@@ -131,8 +132,8 @@ class Products {
  public:
   Products() : choices_(NameOfChoices()) {
     const cublasStatus_t status = cublasLtCreate(&handle_);
-    Check(status == CUBLAS_STATUS_SUCCESS, "matmul: cublasLtCreate fails with status ",
-          static_cast<int>(status));
+    LibraryCheck(status == CUBLAS_STATUS_SUCCESS, status == CUBLAS_STATUS_ALLOC_FAILED,
+                 "matmul: cublasLtCreate fails with status ", static_cast<int>(status));
     CudaCheck(cudaStreamCreateWithFlags(&aside_, cudaStreamNonBlocking), "cudaStreamCreate");
   }
   ~Products() {
@@ -324,7 +325,7 @@ class Products {
         continue;
       rivals.push_back({algorithm});
     }
-    Check(!rivals.empty(), "matmul: no algorithm of cuBLASLt runs");
+    LibraryCheck(!rivals.empty(), false, "matmul: no algorithm of cuBLASLt runs");
     std::array<CudaEvent, kProposals + 1> events;
     for (int round = 0; round < kRounds && rivals.size() > 1; ++round) {
       run(rivals.back().algorithm);  // so that the device is busy when the first is launched

@@ -190,8 +190,7 @@ struct PlaceRows {
   }
 };
 
-template <int kPairs>
-inline constexpr int kStages = kPairs == 1 ? 4 : 3;
+constexpr int kStages = 4;
 
 // Batch rows of a place that a team has in registers at once.
 template <int kPairs>
@@ -271,7 +270,7 @@ __global__ void __launch_bounds__(kThreads<kPairs>)
 // With g = R^T dy (R is the rotation) and n = x rstd:  dx = rstd (g w - n mean(n g w)),
 // dw = sum_rows n g.
 template <class T, QkNorm kNorm, int kPairs>
-__global__ void __launch_bounds__(kThreads<kPairs>, kPairs == 1 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads<kPairs>, 2)
     BackwardPacked(const __grid_constant__ BackwardArgs<T> a, const Teams teams) {
   constexpr int N = kPack<T>;
   constexpr bool kFull = kNorm == QkNorm::kFull, kNone = kNorm == QkNorm::kNone;
@@ -280,7 +279,7 @@ __global__ void __launch_bounds__(kThreads<kPairs>, kPairs == 1 ? 2 : 3)
   const Columns<kNorm, N> columns(shape, teams);
   const int width = kFull ? shape.H * shape.K : shape.K;
   constexpr int kPacks = kNone ? 2 : 4;
-  Stages<kStages<kPairs>> stages(kPacks * kPairs);
+  Stages<kStages> stages(kPacks * kPairs);
   Walk unit(shape, teams), ahead(shape, teams);
   PlaceRows<const T> dy(a.dy), x(a.x);
   PlaceRows<T> dx(a.dx);
@@ -308,7 +307,7 @@ __global__ void __launch_bounds__(kThreads<kPairs>, kPairs == 1 ? 2 : 3)
     }
     stages.Commit();
   };
-  for (int i = 1; i < kStages<kPairs>; ++i) fetch();
+  for (int i = 1; i < kStages; ++i) fetch();
   float dw_low[kPairs][N] = {}, dw_high[kPairs][N] = {};
   Rotation<T, N> rotation(shape.turns_per_position[columns.low / N]);
   const float mean_of = 1.f / width;
@@ -598,7 +597,7 @@ void Run(CudaStream& stream, const QkNormRopeBwd& b) {
       DispatchPairs<N, kNorm>(teams.pairs, [&]<int kPairs>() {
         constexpr int kPacks = (kNone ? 2 : 4) * kPairs;
         launch(BackwardPacked<T, kNorm, kPairs>, teams.threads,
-               Stages<kStages<kPairs>>::Bytes(kPacks, teams.threads), Walk::Items(s, teams), teams);
+               Stages<kStages>::Bytes(kPacks, teams.threads), Walk::Items(s, teams), teams);
       });
     });
   });

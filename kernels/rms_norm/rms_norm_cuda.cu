@@ -99,6 +99,8 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
     const bool valid = first + team < b.rows;
     const int64_t r = valid ? b.rows - 1 - (first + team) : 0;
     const auto load = [&](int i, int pack, bool) {
+      h[i] = dy[i] = {};
+      if (!valid) return;  // were all these teams to read one row, they would wait for each other
       h[i] = LoadWords<N>(b.h(r) + pack * N);
       dy[i] = LoadWords<N>(b.dy(r) + pack * N);
     };
@@ -197,31 +199,16 @@ void RunForward(CudaStream& stream, const RmsNormFwd& f) {
 template <class T, int N>
 void RunBackward(CudaStream& stream, const RmsNormBwd& b) {
   const RmsNormFwd& f = b.fwd;
-  const int64_t rows = f.rstd.dim(0), D = f.w.dim(0);
-  const RowPlan plan = PlanRows(D / N, N > 1 ? Hold::kLittle : Hold::kNothing);
-  const int blocks = PersistentBlocks(stream, plan, rows, /*waves=*/1);
-  const int64_t partials = plan.held ? blocks : blocks * plan.teams();
-  auto* dw = static_cast<float*>(stream.Scratch(partials * D * int64_t{sizeof(float)}));
-  const BackwardArgs<T> args{RowsOf<const T>(f.mode == Residual::kBefore ? f.sum : f.x),
-                             RowsOf<const T>(b.dy),
-                             RowsOf<const T>(b.dsum),
-                             RowsOf<T>(b.dx),
-                             RowsOf<T>(b.dresidual),
-                             f.w.Data<float>(),
-                             f.rstd.Data<float>(),
-                             dw,
-                             rows,
-                             f.rstd.stride(0),
-                             static_cast<int>(D / N),
-                             plan.lanes,
-                             b.dx.accumulate,
-                             b.dresidual.accumulate,
-                             f.mode == Residual::kAfter};
-  DispatchHeld<N>(plan.held, [&]<int kHeld>() {
-    Backward<T, N, kHeld><<<blocks, plan.threads, 0, stream.handle()>>>(args);
-  });
-  CheckLaunch("rms_norm backward");
-  SumPartials(stream, dw, partials, b.dw);
+  LaunchBackwardOnRows<N>(
+      stream, "rms_norm backward", f.rstd.dim(0), /*waves=*/1, b.dw,
+      [&]<int kHeld>(const RowPlan& plan, int blocks, float* dw) {
+        Backward<T, N, kHeld><<<blocks, plan.threads, 0, stream.handle()>>>(
+            {RowsOf<const T>(f.mode == Residual::kBefore ? f.sum : f.x), RowsOf<const T>(b.dy),
+             RowsOf<const T>(b.dsum), RowsOf<T>(b.dx), RowsOf<T>(b.dresidual), f.w.Data<float>(),
+             f.rstd.Data<float>(), dw, f.rstd.dim(0), f.rstd.stride(0),
+             static_cast<int>(f.w.dim(0) / N), plan.lanes, b.dx.accumulate, b.dresidual.accumulate,
+             f.mode == Residual::kAfter});
+      });
 }
 
 }  // namespace

@@ -198,7 +198,7 @@ struct Runs {
   int per_sequence, all, parts, part;
 };
 
-// The rows of the tokens of a step; behind the sequence, its last.
+// The rows of the tokens of a step; behind the sequence, zeros.
 template <class T, class Inputs>
 __device__ void FetchStep(const Arguments<T>& a, const SequenceRows<const T>& rows, int t,
                           const Inputs& inputs, int pack) {
@@ -208,7 +208,8 @@ __device__ void FetchStep(const Arguments<T>& a, const SequenceRows<const T>& ro
     for (int k = 0; k < kTokens; ++k) inputs.Fetch(pack + k, rows.After(first, k));
   } else {
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) inputs.Fetch(pack + k, rows(min(t + k, a.L - 1)));
+    for (int k = 0; k < kTokens; ++k)
+      inputs.Fetch(pack + k, rows(min(t + k, a.L - 1)), t + k < a.L);
   }
 }
 
@@ -294,6 +295,7 @@ template <class T, int N, int kWidth, bool kDocuments>
 __global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
     Backward(const __grid_constant__ Arguments<T> a) {
   constexpr int kPast = kWidth - 1, kSize = kRing<kWidth>;
+  StartDependents();
   const Channels<T, N, kWidth> channels(a);
   const int c = channels.first, threads = a.group / N;
   GroupSum<kTokens, kMaxThreads<N>> sum_over_group(a, threads);
@@ -330,67 +332,74 @@ __global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
     ForSteps<kWidth>(begin, end + kPast, [&]<int kRow>(int t) {
       fetch();
       inputs.Wait();
-      // dz = rstd (straight - s_grad <s, dy> rstd^2), and ends up in `straight`.
-      float straight[kTokens][N], s_grad[kTokens][N], dot[kTokens] = {}, rstd[kTokens];
+      // s begins as z, dz as dy and ends as rstd (dy - s rstd^2 <s, dy>) grad.
+      float s[kTokens][N], dz[kTokens][N], dot[kTokens] = {}, rstd[kTokens];
 #pragma unroll
       for (int k = 0; k < kTokens; ++k) {
         inputs.template Unpack<T>(k, x[kRow + k]);
-        inputs.template Unpack<T>(kTokens + k, straight[k]);
-        if (t + k >= a.L) {
-#pragma unroll
-          for (int i = 0; i < N; ++i) straight[k][i] = 0;
-        }
+        inputs.template Unpack<T>(kTokens + k, dz[k]);
         rstd[k] = rstd_ahead[k];
       }
       inputs.Next();
       fetch_rstd(t + kTokens);
+      // body(k, i) for the elements of the step
+      const auto for_step = [&](auto&& body) {
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) body(k, i);
+        }
+      };
       Unroll<kTokens>([&]<int k>() {
-        Convolve<kRow + k>(channels.tap, x, Reach<kDocuments, kPast>(a, b, t + k), s_grad[k]);
+        Convolve<kRow + k>(channels.tap, x, Reach<kDocuments, kPast>(a, b, t + k), s[k]);
       });
+      float grad[kTokens][N];
+      for_step([&](int k, int i) { grad[k][i] = 1; });
       if (a.silu) {
-#pragma unroll
-        for (int k = 0; k < kTokens; ++k) {
-#pragma unroll
-          for (int i = 0; i < N; ++i) {
-            const float sigmoid = Sigmoid(s_grad[k][i]), s = s_grad[k][i] * sigmoid,
-                        grad = sigmoid + s * (1 - sigmoid);
-            dot[k] += s * straight[k][i];
-            s_grad[k][i] = s * grad;
-            straight[k][i] *= grad;
-          }
-        }
-      } else {
-#pragma unroll
-        for (int k = 0; k < kTokens; ++k) {
-#pragma unroll
-          for (int i = 0; i < N; ++i) dot[k] += s_grad[k][i] * straight[k][i];
-        }
+        for_step([&](int k, int i) {
+          const float sigmoid = Sigmoid(s[k][i]);
+          s[k][i] *= sigmoid;
+          grad[k][i] = sigmoid + s[k][i] * (1 - sigmoid);
+        });
       }
+      if (norms) {
+        for_step([&](int k, int i) {
+          dot[k] += s[k][i] * dz[k][i];
+          s[k][i] *= grad[k][i];
+        });
+      }
+      for_step([&](int k, int i) { dz[k][i] *= grad[k][i]; });
       if (norms) {
         sum_over_group(dot);
 #pragma unroll
         for (int k = 0; k < kTokens; ++k) {
-          const float outer = channels.normed ? rstd[k] : 1,
-                      inner = channels.normed ? dot[k] * rstd[k] * rstd[k] : 0;
-#pragma unroll
-          for (int i = 0; i < N; ++i)
-            straight[k][i] = outer * (straight[k][i] - s_grad[k][i] * inner);
+          rstd[k] = channels.normed ? rstd[k] : 1;
+          dot[k] = channels.normed ? dot[k] * rstd[k] * rstd[k] : 0;
         }
+        for_step([&](int k, int i) { dz[k][i] = rstd[k] * (dz[k][i] - s[k][i] * dot[k]); });
       }
-      // Tokens behind the sequence have no dz; those of the next run belong to its dtap.
+      // body(k, d, the row of the token that tap d of token t + k reaches)
+      const auto for_taps = [&](auto&& body) {
 #pragma unroll
-      for (int k = 0; k < kTokens; ++k) {
-        const int reach = Reach<kDocuments, kPast>(a, b, t + k);
+        for (int k = 0; k < kTokens; ++k) {
+          const int reach = Reach<kDocuments, kPast>(a, b, t + k);
 #pragma unroll
-        for (int d = 0; d < kWidth; ++d) {
-          if (d > reach) break;
-          const int row = (kRow + k + kSize - d) % kSize;
-#pragma unroll
-          for (int i = 0; i < N; ++i) {
-            dx[row][i] += channels.tap[d][i] * straight[k][i];
-            if (t < end) dtap[d][i] += straight[k][i] * x[row][i];
+          for (int d = 0; d < kWidth; ++d) {
+            if (d > reach) break;
+            body(k, d, (kRow + k + kSize - d) % kSize);
           }
         }
+      };
+      for_taps([&](int k, int d, int row) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) dx[row][i] += channels.tap[d][i] * dz[k][i];
+      });
+      // Those of the next run belong to its dtap.
+      if (t < end) {
+        for_taps([&](int k, int d, int row) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) dtap[d][i] += dz[k][i] * x[row][i];
+        });
       }
       const auto for_done = [&](auto&& body) {
         const unsigned own = channels.exist ? end - begin : 0;
@@ -430,6 +439,7 @@ __global__ void __launch_bounds__(kWarp* kSumWarps)
             bool accumulate) {
   const int64_t i = int64_t{blockIdx.x} * kWarp + threadIdx.x, n = int64_t{W} * C;
   float sum = 0;
+  AwaitKernelBefore();
 #pragma unroll 16
   for (int p = threadIdx.y; p < parts && i < n; p += kSumWarps) sum += part[p * n + i];
   __shared__ float sums[kSumWarps][kWarp];
@@ -465,12 +475,13 @@ struct Blocks {
   int threads = 0, lanes = 0, across = 0;
 };
 
-// The smallest block of whole groups that leaves the fewest threads idle.
+// The smallest block of whole groups, of at least `warps` warps, that leaves the fewest threads
+// idle.
 template <int N>
-Blocks BlocksFor(int channels, int group) {
+Blocks BlocksFor(int channels, int group, int warps) {
   const int lanes = CeilDiv(channels, N), unit = group / N;
   Blocks best;
-  for (int threads = 2 * kWarp; threads <= kMaxThreads<N>; threads += kWarp) {
+  for (int threads = warps * kWarp; threads <= kMaxThreads<N>; threads += kWarp) {
     const int used = threads / unit * unit;
     if (used == 0) continue;
     const int across = CeilDiv(lanes, used);
@@ -481,7 +492,7 @@ Blocks BlocksFor(int channels, int group) {
 }
 
 template <int N, class T>
-Arguments<T> ArgumentsOf(const ShortConvFwd& f, Blocks& blocks) {
+Arguments<T> ArgumentsOf(const ShortConvFwd& f, int warps, Blocks& blocks) {
   const auto i = [](int64_t n) { return static_cast<int>(n); };
   Arguments<T> a{.x = View3<const T>(f.x.As<const T, 3>()),
                  .history = View3<const T>(f.history.As<const T, 3>())};
@@ -495,7 +506,7 @@ Arguments<T> ArgumentsOf(const ShortConvFwd& f, Blocks& blocks) {
   a.norm_channels = i(f.norm_channels);
   a.group = f.norm_channels > 0 ? i(f.norm_group) : N;
   a.eps = static_cast<float>(f.norm_eps);
-  blocks = BlocksFor<N>(a.C, a.group);
+  blocks = BlocksFor<N>(a.C, a.group, warps);
   a.lanes = blocks.lanes, a.across = blocks.across;
   a.folded = 1;
   while (a.folded < kWarp && a.group / N % (2 * a.folded) == 0) a.folded *= 2;
@@ -561,7 +572,7 @@ int PartsFor(CudaStream& stream, Kernel kernel, Arguments<T>& a, int threads, in
 void Run(CudaStream& stream, const ShortConvFwd& f) {
   DispatchConv(f, {}, {}, [&]<class T, int N, int kWidth, bool kDocuments>() {
     Blocks blocks;
-    Arguments<T> a = ArgumentsOf<N, T>(f, blocks);
+    Arguments<T> a = ArgumentsOf<N, T>(f, /*warps=*/2, blocks);
     const auto kernel = Forward<T, N, kWidth, kDocuments>;
     const int64_t shared = Inputs<T, N>::Bytes(kTokens, blocks.threads);
     const int parts = PartsFor<kWidth>(stream, kernel, a, blocks.threads, shared, /*waves=*/6, 0);
@@ -576,7 +587,7 @@ void Run(CudaStream& stream, const ShortConvFwd& f) {
 void Run(CudaStream& stream, const ShortConvBwd& g) {
   DispatchConv(g.fwd, g.dy, g.dx, [&]<class T, int N, int kWidth, bool kDocuments>() {
     Blocks blocks;
-    Arguments<T> a = ArgumentsOf<N, T>(g.fwd, blocks);
+    Arguments<T> a = ArgumentsOf<N, T>(g.fwd, /*warps=*/6, blocks);
     a.dy = View3<const T>(g.dy.As<const T, 3>());
     a.dx = View3<T>(g.dx.As<T, 3>());
     a.accumulate_dx = g.dx.accumulate;
@@ -587,8 +598,9 @@ void Run(CudaStream& stream, const ShortConvBwd& g) {
     a.dw = static_cast<float*>(stream.Scratch(int64_t{parts} * a.W * a.C * 4));
     kernel<<<parts * a.across, blocks.threads, shared, stream.handle()>>>(a);
     CheckLaunch("short_conv");
-    SumTaps<<<CeilDiv(int64_t{a.W} * a.C, kWarp), dim3(kWarp, kSumWarps), 0, stream.handle()>>>(
-        a.dw, parts, a.W, a.C, g.dw.Data<float>(), g.dw.stride(0), g.dw.stride(1), g.dw.accumulate);
+    LaunchDependent(stream, "short_conv", SumTaps, CeilDiv(int64_t{a.W} * a.C, kWarp),
+                    dim3(kWarp, kSumWarps), a.dw, parts, a.W, a.C, g.dw.Data<float>(),
+                    g.dw.stride(0), g.dw.stride(1), g.dw.accumulate);
   });
 }
 

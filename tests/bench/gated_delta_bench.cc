@@ -1,6 +1,7 @@
 // links: weft_kernels
-// The gated delta rule on a GPU in bf16, with the L2 norm of q and k as a pass of its own or
-// without: the median of 30 replays of a CUDA graph. tests/bench/peers/gated_delta_fla.py compares.
+// The gated delta rule on a GPU in bf16, alone, with the L2 norm of q and k as a pass of its own
+// (_norm), and with what this norm adds to the convolution before (_conv_norm): medians of 30
+// replays of a CUDA graph. tests/bench/peers/gated_delta_fla.py compares.
 
 #ifdef WEFT_CUDA
 
@@ -21,11 +22,16 @@ struct Shape {
   int64_t B, T, H, K, V;
 };
 
-void GatedDelta(benchmark::State& state, Shape s, bool normalise, bool backward) {
+// Where the L2 norm of q and k is: nowhere, in a pass of its own, or in the convolution that makes
+// q, k and v, as in a layer. Of the last only what it adds to the convolution's time counts.
+enum class Norm { kNone, kPass, kInConvolution };
+
+void GatedDelta(benchmark::State& state, Shape s, Norm norm, bool backward) {
   const auto [B, T, H, K, V] = s;
-  const int64_t tokens = B * T * H;
+  const int64_t tokens = B * T, C = H * (2 * K + V);
   Arena arena(Arena::Mode::kPlain,
-              2 * tokens * (8 * K + 4 * V + 16) + 3 * tokens * K * V / 64 + 8192, Memory::kDevice);
+              2 * tokens * (4 * C + 2 * H * V + 16 * H) + 3 * tokens * H * K * V / 64 + (1 << 20),
+              Memory::kDevice);
   Stream any(std::in_place_type<CudaStream>, 0);
   auto& stream = std::get<CudaStream>(any);
   const auto make = [&](const char* name, std::initializer_list<int64_t> shape,
@@ -36,25 +42,33 @@ void GatedDelta(benchmark::State& state, Shape s, bool normalise, bool backward)
     return grad;
   };
 
-  // q and k as a projection has them, and their rows divided by their lengths.
-  ShortConvBwd norm;
-  norm.fwd.silu = false, norm.fwd.norm_channels = 2 * H * K, norm.fwd.norm_group = K;
-  norm.fwd.x = FillNormal(stream, make("x", {B, T, 2 * H * K}));
-  norm.fwd.w = FillNormal(stream, make("w", {2 * H * K, 1}), [](double) { return 1.0; });
-  norm.fwd.y = make("qk", {B, T, 2 * H * K});
-  norm.fwd.rstd = make("rstd", {B, T, 2 * H}, DType::kF32);
-  norm.dy = make("dqk", {B, T, 2 * H * K});
-  norm.dx = overwritten(make("dx", {B, T, 2 * H * K}));
-  norm.dw = overwritten(make("dw", {2 * H * K, 1}, DType::kF32));
+  // [q | k | v] before and after the convolution.
+  ShortConvBwd conv;
+  conv.fwd.x = FillNormal(stream, make("x", {B, T, C}));
+  conv.fwd.w = FillNormal(stream, make("w", {C, 4}));
+  conv.fwd.y = FillNormal(stream, make("qkv", {B, T, C}));
+  conv.dy = FillNormal(stream, make("dqkv", {B, T, C}));
+  conv.dx = overwritten(make("dx", {B, T, C}));
+  conv.dw = overwritten(make("dw", {C, 4}, DType::kF32));
+  ShortConvBwd conv_norm = conv;
+  conv_norm.fwd.norm_channels = 2 * H * K, conv_norm.fwd.norm_group = K;
+  conv_norm.fwd.rstd = make("rstd", {B, T, 2 * H}, DType::kF32);
+  // Only the rows' division by their lengths.
+  ShortConvBwd pass = conv_norm;
+  pass.fwd.silu = false;
+  for (TensorView* x : {&pass.fwd.x, &pass.fwd.y, &pass.dy}) *x = x->Slice(2, 0, 2 * H * K);
+  pass.dx = overwritten(conv.dx.Slice(2, 0, 2 * H * K));
+  pass.fwd.w = FillNormal(stream, make("ones", {2 * H * K, 1}), [](double) { return 1.0; });
+  pass.dw = overwritten(make("dones", {2 * H * K, 1}, DType::kF32));
 
-  const auto head = [&](const TensorView& qk, int i) {
-    return qk.Slice(2, i * H * K, H * K).Split(2, H, K);
+  const auto part = [&](const TensorView& qkv, int64_t from, int64_t width) {
+    return qkv.Slice(2, H * from, H * width).Split(2, H, width);
   };
   GatedDeltaBwd rule;
   GatedDeltaFwd& fwd = rule.fwd;
   fwd.scale = 1 / std::sqrt(static_cast<double>(K));
-  fwd.q = head(norm.fwd.y, 0), fwd.k = head(norm.fwd.y, 1);
-  fwd.v = FillNormal(stream, make("v", {B, T, H, V}));
+  fwd.q = part(conv.fwd.y, 0, K), fwd.k = part(conv.fwd.y, K, K);
+  fwd.v = part(conv.fwd.y, 2 * K, V);
   const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
   fwd.beta = FillNormal(stream, make("beta", {B, T, H}, DType::kF32),
                         [&](double x) { return 2 * sigmoid(x); });
@@ -63,17 +77,28 @@ void GatedDelta(benchmark::State& state, Shape s, bool normalise, bool backward)
   fwd.y = make("y", {B, T, H, V});
   if (backward) fwd.states = make("states", {B, GatedDeltaChunks(T), H, K * V});
   rule.dy = FillNormal(stream, make("dy", {B, T, H, V}));
-  rule.dq = overwritten(head(norm.dy, 0)), rule.dk = overwritten(head(norm.dy, 1));
-  rule.dv = overwritten(make("dv", {B, T, H, V}));
+  rule.dq = overwritten(part(conv.dy, 0, K)), rule.dk = overwritten(part(conv.dy, K, K));
+  rule.dv = overwritten(part(conv.dy, 2 * K, V));
   rule.dbeta = overwritten(make("dbeta", {B, T, H}, DType::kF32));
   rule.dlog_a = overwritten(make("dlog_a", {B, T, H}, DType::kF32));
 
-  Launch(any, norm.fwd);
-  const double ms = Milliseconds(stream, [&] {
-    if (normalise) Launch(any, norm.fwd);
-    Launch(any, fwd);
-    if (backward) Launch(any, rule);
-    if (backward && normalise) Launch(any, norm);
+  const auto run = [&](const auto& op) {
+    Launch(any, op.fwd);
+    if (backward) Launch(any, op);
+  };
+  double ms = 0;
+  if (norm == Norm::kInConvolution) {
+    const double without = Milliseconds(stream, [&] { run(conv); });
+    const double with = Milliseconds(stream, [&] { run(conv_norm); });
+    ms = with - without;
+    state.counters["conv_ms"] = without;
+    state.counters["norm_ms"] = ms;
+  }
+  Launch(any, pass.fwd);
+  ms += Milliseconds(stream, [&] {
+    if (norm == Norm::kPass) Launch(any, pass.fwd);
+    run(rule);
+    if (norm == Norm::kPass && backward) Launch(any, pass);
   });
   for (auto _ : state) state.SetIterationTime(1e-3 * ms);
   state.counters["TFLOP/s"] =
@@ -84,14 +109,16 @@ void GatedDelta(benchmark::State& state, Shape s, bool normalise, bool backward)
 const bool kRegistered = [] {
   for (const Shape& s : {Shape{8, 8192, 30, 96, 192}, Shape{8, 8192, 16, 128, 128},
                          Shape{1, 65536, 16, 128, 128}, Shape{16, 4096, 16, 128, 128}}) {
-    for (const bool normalise : {false, true}) {
+    for (const auto& [norm, suffix] : {std::pair{Norm::kNone, ""},
+                                       {Norm::kPass, "_norm"},
+                                       {Norm::kInConvolution, "_conv_norm"}}) {
       for (const bool backward : {false, true}) {
         std::ostringstream name;
         name << "B" << s.B << "_T" << s.T << "_H" << s.H << "_K" << s.K << "_V" << s.V
-             << (backward ? "/fwd_bwd" : "/fwd") << (normalise ? "_norm" : "");
+             << (backward ? "/fwd_bwd" : "/fwd") << suffix;
         benchmark::RegisterBenchmark(
             name.str().c_str(),
-            [=](benchmark::State& state) { GatedDelta(state, s, normalise, backward); })
+            [=, norm = norm](benchmark::State& state) { GatedDelta(state, s, norm, backward); })
             ->UseManualTime()
             ->Iterations(1)
             ->Unit(benchmark::kMillisecond);

@@ -13,22 +13,26 @@
 
 namespace weft {
 
-// Fills a bf16 or f32 tensor with map(n), n standard normal; one period of 2^20 values is drawn.
+// Fills a dense bf16 or f32 tensor with map(n), n standard normal; one period of 2^20 values is
+// drawn.
 inline const TensorView& FillNormal(CudaStream& stream, const TensorView& view,
                                     const std::function<double(double)>& map = {}) {
   Rng rng(1, Purpose::kTest, 0);
-  std::vector<double> period(static_cast<size_t>(std::min<int64_t>(view.size(), 1 << 20)));
-  for (double& x : period) x = map ? map(rng.Normal()) : rng.Normal();
-  const auto copy = [&](auto round) {
-    std::vector<decltype(round(0.0))> values(static_cast<size_t>(view.size()));
-    for (size_t i = 0; i < values.size(); ++i) values[i] = round(period[i % period.size()]);
-    stream.Copy(view.data(), values.data(), view.bytes());
-    stream.Synchronize();
-  };
+  std::vector<float> period(static_cast<size_t>(std::min<int64_t>(view.size(), 1 << 20)));
+  for (float& x : period) x = static_cast<float>(map ? map(rng.Normal()) : rng.Normal());
+  int64_t filled = SizeOf(view.dtype()) * static_cast<int64_t>(period.size());
   if (view.dtype() == DType::kBF16) {
-    copy([](double x) { return ToBF16(static_cast<float>(x)); });
+    std::vector<uint16_t> rounded(period.size());
+    std::transform(period.begin(), period.end(), rounded.begin(), ToBF16);
+    stream.Copy(view.data(), rounded.data(), filled);
+    stream.Synchronize();
   } else {
-    copy([](double x) { return static_cast<float>(x); });
+    stream.Copy(view.data(), period.data(), filled);
+    stream.Synchronize();
+  }
+  for (; filled < view.bytes(); filled *= 2) {
+    stream.Copy(view.Data<std::byte>() + filled, view.data(),
+                std::min(filled, view.bytes() - filled));
   }
   return view;
 }

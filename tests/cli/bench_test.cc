@@ -57,5 +57,26 @@ TEST(BenchOps, TableHasOneLinePerRow) {
   EXPECT_TRUE(lines[4].starts_with("swiglu 4096_F512 backward")) << lines[4];
 }
 
+TEST(BenchStep, TrainersAtOnce) {
+  const Scratch folder;
+  const ShellResult r =
+      Shell(folder.path(), Program("bench") +
+                               " step " WEFT_SOURCE_DIR
+                               "/experiments/quickstart.toml --device=cpu --threads=1 "
+                               "--task.difficulties=4 --task.stage_steps=0 --train.batch=1 "
+                               "--train.length=64 --at-once=1,3 --seconds=0.1 --json");
+  ASSERT_EQ(r.code, 0) << r.output;
+  const auto lines = Lines(r.output);
+  ASSERT_EQ(lines.size(), 2u) << r.output;
+  for (size_t i : {0u, 1u}) {
+    const Json row = Json::parse(lines[i]);
+    const double trainers = row.at("at_once"), ms = row.at("ms"), rate = row.at("tokens_per_s");
+    EXPECT_EQ(trainers, i == 0 ? 1 : 3);
+    EXPECT_NEAR(rate, trainers * 64 / ms * 1e3, 0.002 * rate);
+    EXPECT_NEAR(row.at("ratio"), rate / Json::parse(lines[0]).at("tokens_per_s").get<double>(),
+                0.002);
+  }
+}
+
 }  // namespace
 }  // namespace weft

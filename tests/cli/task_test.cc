@@ -53,7 +53,7 @@ TEST(TaskSample, ShowsTextLabelsAndAnswersOfEveryTask) {
         "weft-task sample " + task["name"].get<std::string>() + " --difficulty=2";
     const std::string text = Output(command);
     const json sample = json::parse(Output(command + " --json"))[0];
-    EXPECT_NE(text.find("\n" + sample["text"].get<std::string>() + "\n"), text.npos) << text;
+    EXPECT_NE(text.find('\n' + sample["text"].get<std::string>() + "\n"), text.npos) << text;
     EXPECT_NE(text.find(", answer " + sample["answer"].get<std::string>() + "\n"), text.npos)
         << text;
     size_t marks = 0;

@@ -240,7 +240,7 @@ TEST_F(Slurm, KilledPreemptedAndTimedOutTasksLoseNothing) {
   // What the killed task left is given by another submit.
   const std::string again = Sweep("submit s.toml --cluster=slurm");
   EXPECT_NE(again.find("2 of 6 cells in 1 tasks"), std::string::npos) << again;
-  ASSERT_TRUE(Within(120s, [&] {
+  ASSERT_TRUE(Within(300s, [&] {
     return Counts() == Json{{"done", 6}};
   })) << Sweep("status s.toml");
 

@@ -218,6 +218,27 @@ TEST(MiniLadder, IsMatched) {
   EXPECT_GT(most, 28e6);
 }
 
+// The sweeps that are run on it differ from it in seeds, rates, multiples and the text alone.
+TEST(MiniLadder, ItsSweepsHaveItsSizes) {
+  const std::set<std::string> own = {
+      "ladder.multiples", "optim.lr",        "optim.rewind",          "seed",
+      "eval.rows",        "train.log_every", "train.checkpoint_every"};
+  const auto models = [&](const char* file) {
+    std::map<std::string, std::set<std::string>> settings;  // by variant and case
+    for (const Cell& cell : ReadSweep(Cat(WEFT_SOURCE_DIR, file)).cells) {
+      for (const Setting& s : cell.settings) {
+        if (!own.contains(s.path) && !s.path.starts_with("data."))
+          settings[cell.variant + "/" + cell.case_name].insert(s.path + "=" + ToToml(s.value));
+      }
+    }
+    return settings;
+  };
+  auto ladder = models("/experiments/ladder/mini.toml");
+  for (const char* file : {"/sweeps/ladder_mini.toml", "/sweeps/ladder_lr.toml"}) {
+    for (const auto& [cell, settings] : models(file)) EXPECT_EQ(ladder[cell], settings) << cell;
+  }
+}
+
 // The programs say the same.
 TEST(MiniLadder, PlanSaysSo) {
   Scratch scratch;

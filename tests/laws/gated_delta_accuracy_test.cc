@@ -1,12 +1,16 @@
 // links: weft_kernels
 // How far the gated delta rule of a GPU in bf16 is from the recurrence in f64 on the same inputs,
-// over long sequences and keys that make it hard: clustered ones, repeated ones, no decay.
+// over long sequences and keys that make it hard: clustered ones, repeated ones, no decay. With
+// WEFT_ACCURACY_DIR set, what went in and came out is left there, so that
+// tests/bench/peers/gated_delta_fla.py can give the same numbers to another kernel.
 
 #include <gtest/gtest.h>
 
 #ifdef WEFT_CUDA
 
 #include <cmath>
+#include <cstdlib>
+#include <fstream>
 #include <string>
 
 #include "kernels/base/op_spec.h"
@@ -208,6 +212,25 @@ double Error(const TensorView& found, const TensorView& expected) {
   return std::sqrt(difference / norm);
 }
 
+// LABEL.json has the sizes, LABEL.q and so on the bytes of a dense tensor, LABEL.expected those of
+// the recurrence's outputs in f64.
+void WriteCase(const std::string& directory, const AccuracyCase& c, const GatedDeltaFwd& found,
+               const GatedDeltaFwd& expected) {
+  const std::string path = directory + "/" + c.label;
+  std::ofstream(path + ".json") << "{\"B\": " << c.B << ", \"T\": " << c.T << ", \"H\": " << c.H
+                                << ", \"K\": " << c.K << ", \"V\": " << c.V << "}";
+  const auto write = [&](const char* name, const TensorView& x) {
+    std::ofstream out(path + "." + name, std::ios::binary);
+    out.write(x.Data<char>(), x.bytes());
+    Check(out.good(), path, ".", name, ": cannot be written");
+  };
+  for (const TensorView* x : {&found.q, &found.k, &found.v, &found.beta, &found.log_a,
+                              &found.initial, &found.y, &found.final_state})
+    write(x->name(), *x);
+  write("expected", expected.y);
+  write("expected_final", expected.final_state);
+}
+
 class GpuGatedDeltaAccuracy : public testing::TestWithParam<AccuracyCase> {};
 
 TEST_P(GpuGatedDeltaAccuracy, OutputsAreThoseOfTheRecurrence) {
@@ -226,6 +249,8 @@ TEST_P(GpuGatedDeltaAccuracy, OutputsAreThoseOfTheRecurrence) {
     EXPECT_LE(y, c.limit);
     EXPECT_LE(s, c.limit);
     printf("%-45s states %d  y %.2e  final %.2e\n", c.label, states, y, s);
+    const char* directory = std::getenv("WEFT_ACCURACY_DIR");
+    if (directory && !states && !c.document) WriteCase(directory, c, found, expected);
   }
 }
 

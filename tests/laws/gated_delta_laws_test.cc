@@ -10,8 +10,8 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/base/rng.h"
-#include "kernels/gated_delta/gated_delta.h"
+#include "kernels/base/op_spec.h"
+#include "kernels/gated_delta/gated_delta_ref.h"
 #include "kernels/short_conv/short_conv.h"
 
 namespace weft {
@@ -77,7 +77,7 @@ struct Problem {
     weft::Launch(stream, op);
   }
   void Forward() { Launch(Fwd(0, L)); }
-  void Backward() {
+  void Backward(bool gates = true) {
     GatedDeltaBwd g{.fwd = Fwd(0, L)};
     g.fwd.states =
         TensorView(states.data(), kDTypeOf<T>, {B, GatedDeltaChunks(L), H, K * V}, "states");
@@ -95,8 +95,10 @@ struct Problem {
     g.dq = like(dq, g.fwd.q);
     g.dk = like(dk, g.fwd.k);
     g.dv = like(dv, g.fwd.v);
-    g.dbeta = like(dbeta, g.fwd.beta);
-    g.dlog_a = like(dlog_a, g.fwd.log_a);
+    if (gates) {
+      g.dbeta = like(dbeta, g.fwd.beta);
+      g.dlog_a = like(dlog_a, g.fwd.log_a);
+    }
     g.dinitial = like(dinitial, g.fwd.initial);
     Launch(g);
   }
@@ -363,6 +365,150 @@ TEST(GatedDelta, DocumentsDoNotTouch) {
   }
   EXPECT_TRUE(SameBits(packed.dinitial, changed.dinitial));
 }
+
+// The layers that gated_delta.h names.
+struct Layer {
+  const char* name;
+  bool erase, beta, log_a;
+};
+constexpr Layer kLayers[] = {{"linear attention", false, false, false},
+                             {"RetNet", false, false, true},
+                             {"Mamba-2", false, true, true},
+                             {"DeltaNet", true, true, false},
+                             {"gated DeltaNet", true, true, true}};
+
+struct Size {
+  int64_t B, T, H, K, V;
+};
+
+// Heads share queries, keys and beta; tokens share a head's decay.
+GatedDeltaFwd SharedRows(CaseMaker& make, const Size& s, const Layer& layer) {
+  const auto [B, T, H, K, V] = s;
+  GatedDeltaFwd f{.scale = 0.5, .erase = layer.erase};
+  f.q = make.In("q", {B, T, 1, K}).Repeat(2, H);
+  f.k =
+      make.In("k", {B, T, 1, K}, Normal(1 / std::sqrt(2.0 * static_cast<double>(K)))).Repeat(2, H);
+  f.v = make.In("v", {B, T, H, V});
+  if (layer.beta) f.beta = make.WideIn("beta", {B, T, 1}, Uniform(0, 1)).Repeat(2, H);
+  if (layer.log_a)
+    f.log_a = make.WideIn("log_a", {1, 1, H}, Uniform(-0.3, 0)).Repeat(0, B).Repeat(1, T);
+  return f;
+}
+
+// The same numbers, with a row for each.
+GatedDeltaFwd OwnRows(CaseMaker& make, GatedDeltaFwd f) {
+  for (TensorView* x : {&f.q, &f.k, &f.beta, &f.log_a}) {
+    if (!x->defined()) continue;
+    const TensorView own = make.OutLike(x->name(), *x);
+    const auto copy = [&]<class T>(T) {
+      ForEach<const T>(*x, [&](int64_t i, const T* p) { own.Data<T>()[i] = *p; });
+    };
+    x->dtype() == DType::kBF16 ? copy(uint16_t{}) : copy(float{});
+    *x = own;
+  }
+  return f;
+}
+
+// Everything but inputs.
+GatedDeltaBwd WithOutputs(CaseMaker& make, const GatedDeltaFwd& f) {
+  const int64_t B = f.v.dim(0), T = f.v.dim(1), H = f.v.dim(2), K = f.q.dim(3), V = f.v.dim(3);
+  GatedDeltaBwd g{.fwd = f};
+  g.fwd.y = make.Out("y", {B, T, H, V});
+  g.fwd.final_state = make.WideOut("final_state", {B, H, K, V});
+  g.fwd.states = make.Out("states", {B, GatedDeltaChunks(T), H, K * V});
+  op_spec_internal::BuildBackward build{make};
+  GatedDeltaBwd::Visit(g, build);
+  op_spec_internal::SetAccumulate overwrite{false};
+  GatedDeltaBwd::Visit(g, overwrite);
+  return g;
+}
+
+// run(arena, op) leaves what the op writes in the arena.
+void CheckSharedRows(DType dtype, const Size& s, const auto& run) {
+  for (const Layer& layer : kLayers) {
+    SCOPED_TRACE(layer.name);
+    Arena arena(Arena::Mode::kPlain, 1 << 25);
+    CaseMaker make(arena, dtype, 0, /*bf16_values=*/true);
+    const GatedDeltaBwd shared = WithOutputs(make, SharedRows(make, s, layer));
+    GatedDeltaBwd own = WithOutputs(make, OwnRows(make, shared.fwd));
+    std::memcpy(own.dy.data(), shared.dy.data(), static_cast<size_t>(own.dy.bytes()));
+    std::memcpy(own.dfinal.data(), shared.dfinal.data(), static_cast<size_t>(own.dfinal.bytes()));
+    run(arena, shared.fwd), run(arena, shared), run(arena, own.fwd), run(arena, own);
+    const auto expect_same = [](const TensorView& a, const TensorView& b) {
+      EXPECT_EQ(std::memcmp(a.data(), b.data(), static_cast<size_t>(a.bytes())), 0) << a.name();
+    };
+    expect_same(shared.fwd.y, own.fwd.y);
+    expect_same(shared.fwd.final_state, own.fwd.final_state);
+    for (auto d : {&GatedDeltaBwd::dq, &GatedDeltaBwd::dk, &GatedDeltaBwd::dv,
+                   &GatedDeltaBwd::dbeta, &GatedDeltaBwd::dlog_a})
+      if ((shared.*d).defined()) expect_same(shared.*d, own.*d);
+  }
+}
+
+TEST(GatedDelta, SharedRowsGiveTheBitsOfOwnRows) {
+  Stream stream(std::in_place_type<CpuStream>, 2);
+  const auto run = [&](Arena&, const auto& op) { Launch(stream, op); };
+  for (const int64_t T : {1, 70}) CheckSharedRows(DType::kF32, {2, T, 3, 12, 20}, run);
+}
+
+// Nobody has to want the gradients of gates.
+TEST(GatedDelta, GradientsOfGatesMayBeLeftOut) {
+  Problem<float> p(1, 70, 2, 12, 20), q = p;
+  p.Backward();
+  q.Backward(/*gates=*/false);
+  EXPECT_TRUE(SameBits(p.dq, q.dq) && SameBits(p.dk, q.dk) && SameBits(p.dv, q.dv));
+  EXPECT_TRUE(q.dbeta.empty() && q.dlog_a.empty());
+}
+
+#ifdef WEFT_CUDA
+
+// Runs a copy of the arena on the device.
+template <class Op>
+void RunOnGpu(Arena& arena, Op op) {
+  Stream any(std::in_place_type<CudaStream>, 0);
+  auto& stream = std::get<CudaStream>(any);
+  Arena device(Arena::Mode::kPlain, arena.used(), Memory::kDevice);
+  stream.Copy(device.base(), arena.base(), arena.used());
+  op_spec_internal::Shift shift{device.base() - arena.base()};
+  if constexpr (requires { op.fwd; }) GatedDeltaFwd::Visit(op.fwd, shift);
+  Op::Visit(op, shift);
+  Launch(any, op);
+  stream.Copy(arena.base(), device.base(), arena.used());
+  stream.Synchronize();
+}
+
+TEST(GpuGatedDelta, SharedRowsGiveTheBitsOfOwnRows) {
+  const auto run = [&](Arena& arena, const auto& op) { RunOnGpu(arena, op); };
+  CheckSharedRows(DType::kF32, {2, 70, 3, 12, 20}, run);
+  for (const auto& [K, V] : {std::pair<int64_t, int64_t>{20, 12}, {32, 48}, {64, 64}, {96, 192}})
+    CheckSharedRows(DType::kBF16, {2, 130, 3, K, V}, run);
+}
+
+// Without states to save, few tokens go one by one.
+TEST(GpuGatedDelta, TokenByTokenIsTheRecurrence) {
+  for (const Layer& layer : kLayers) {
+    SCOPED_TRACE(layer.name);
+    const auto make = [&](Arena& arena, DType dtype) {
+      CaseMaker maker(arena, dtype, 0, /*bf16_values=*/true);
+      GatedDeltaFwd f = WithOutputs(maker, SharedRows(maker, {2, 7, 3, 70, 36}, layer)).fwd;
+      f.states = {};
+      return f;
+    };
+    Arena arena(Arena::Mode::kPlain, 1 << 24), exact(Arena::Mode::kPlain, 1 << 24);
+    const GatedDeltaFwd found = make(arena, DType::kF32), expected = make(exact, DType::kF64);
+    RunOnGpu(arena, found);
+    GatedDeltaRef<double>(expected);
+    for (auto x : {&GatedDeltaFwd::y, &GatedDeltaFwd::final_state}) {
+      const auto* a = (found.*x).Data<float>();
+      const auto* b = (expected.*x).Data<double>();
+      EXPECT_LE(RelativeError(std::vector<double>(a, a + (found.*x).size()),
+                              std::vector<double>(b, b + (found.*x).size())),
+                1e-6);
+    }
+  }
+}
+
+#endif
 
 TEST(GatedDelta, EmptyAndRefused) {
   Problem<float> p(1, 5, 1, 4, 4);

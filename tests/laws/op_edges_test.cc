@@ -60,10 +60,12 @@ struct Loss {
     fwd.correct = View(correct, {N});
     fwd.loss = View(loss, {1});
     fwd.mean_nll = View(mean_nll, {1});
+    fwd.denominator = View(denominator, {1});
   }
   std::vector<float> logits;
   std::vector<int32_t> labels;
-  std::vector<float> nll, lse, correct, loss = {kNaN}, mean_nll = {kNaN}, dloss = {1};
+  std::vector<float> nll, lse, correct, loss = {kNaN}, mean_nll = {kNaN}, dloss = {1},
+                                        denominator = {1};
   CrossEntropyFwd fwd;
   Stream stream{std::in_place_type<CpuStream>, 2};
 };

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -241,6 +242,43 @@ void CheckBackward(const OpEntry& entry, const OpEntry::Case& c, DType dtype, St
   }
 }
 
+// With WEFT_LAWS=launch the laws of a GPU are their launches alone, for tools that watch these and
+// make them slow: each once, in memory where nothing was written but what the op may read.
+bool OnlyLaunches() {
+  const char* laws = std::getenv("WEFT_LAWS");
+  return laws && std::strcmp(laws, "launch") == 0;
+}
+
+void LaunchAll(const OpEntry::Case& c, DType dtype) {
+#ifdef WEFT_CUDA
+  const bool bf16 = dtype == DType::kBF16;
+  for (const int64_t pad : {0, bf16 ? 8 : 3}) {
+    Bench bench(c, dtype, pad, bf16);
+    Streams streams(true);
+    auto& cuda = std::get<CudaStream>(streams.first);
+    // Scratch memory is never cleared.
+    void* const memory = std::get<CudaStream>(streams.second).Scratch(bench.arena.used());
+    const ptrdiff_t shift = static_cast<std::byte*>(memory) - bench.arena.base();
+    for (const auto* tensors : {&bench.op.fwd.tensors, &bench.op.bwd.tensors}) {
+      for (const OpTensor& t : *tensors) {
+        if (t.role != Role::kIn && t.role != Role::kInOut && t.role != Role::kUpstream) continue;
+        int64_t elements = 1;
+        for (int d = 0; d < t.view.rank(); ++d) elements += (t.view.dim(d) - 1) * t.view.stride(d);
+        auto* data = static_cast<std::byte*>(t.view.data());
+        cuda.Copy(data + shift, data, t.view.size() ? elements * SizeOf(t.view.dtype()) : 0);
+      }
+    }
+    bench.op.fwd.launch(streams.first, shift);
+    for (const bool accumulate : {false, true}) {
+      if (!bench.op.has_backward) break;
+      bench.op.bwd.set_accumulate(accumulate);
+      bench.op.bwd.launch(streams.first, shift);
+    }
+    cuda.Synchronize();
+  }
+#endif
+}
+
 void CheckShapes(const OpEntry& entry, const OpEntry::Case& c) {
   Bench bench(c, DType::kF64, 0, false);
   const auto all_refused = [&](const AnyOp& op) {
@@ -267,6 +305,10 @@ class OpLaw : public testing::Test {
   OpLaw(const OpEntry* entry, const OpEntry::Case* c, std::vector<DType> dtypes, bool gpu)
       : entry_(entry), case_(c), dtypes_(std::move(dtypes)), gpu_(gpu) {}
   void TestBody() override {
+    if (gpu_ && OnlyLaunches()) {
+      for (const DType dtype : dtypes_) LaunchAll(*case_, dtype);
+      return;
+    }
     CheckShapes(*entry_, *case_);
     Bench probe(*case_, DType::kF64, 0, false);
     Streams streams(gpu_);

@@ -15,13 +15,14 @@ namespace {
 int64_t allocations = 0;
 }  // namespace
 
-void* operator new(size_t size) {
+// Not inline: GCC would warn of free() on what it knows to be from new.
+[[gnu::noinline]] void* operator new(size_t size) {
   ++allocations;
   if (void* memory = std::malloc(size)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace weft {
 namespace {

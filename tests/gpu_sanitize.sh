@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# compute-sanitizer over the laws that need a GPU: no tool may find anything.
+#   tests/gpu_sanitize.sh [BIN] [LIMIT]   runs every Gpu* suite of the test programs in BIN under each tool, on all GPUs
+# What has not ended after LIMIT seconds (3600) is named and fails. TOOLS="racecheck memcheck" leaves out the others, LAWS is
+# a filter of GoogleTest's, LOGS the folder for what the tools say, SANITIZER the program: before 2026.1, racecheck takes
+# warps that meet at an mbarrier for a race. The op laws only launch (WEFT_LAWS=launch). racecheck looks at the kernels of
+# this project, the others at those of CUDA's libraries too. Laws that fill a GPU's memory are left out: the tools need some.
+set -euo pipefail
+sanitizer=${SANITIZER:-compute-sanitizer}
+tools=${TOOLS:-racecheck synccheck initcheck memcheck}
+wanted=${LAWS:-Gpu*-GpuFullMemory*}
+logs=${LOGS:-$(mktemp -d)}
+bin=$(readlink -f "${1:-$(dirname "$0")/../build/release/bin}")
+limit=${2:-3600}
+gpus=$(nvidia-smi --list-gpus | wc -l)
+mkdir -p "$logs"
+export WEFT_LAWS=launch
+export XDG_CACHE_HOME=$logs/cache # what was timed under a tool is no choice to keep
+
+# Up to four laws of a suite at a time, as a filter: they launch the same kernels, which a tool needs long to change.
+batches() {
+  "$1" --gtest_filter="$wanted" --gtest_list_tests 2>/dev/null | awk '
+    /^[^ ]/ { suite = $1; n = 0 }
+    /^  / { printf "%s%s%s", n % 4 ? ":" : "\n", suite, $1; ++n }
+    END { print "" }' | grep '[.]' || true
+}
+
+batch() { # number tool program filter
+  local kernels=()
+  [ "$2" = racecheck ] && kernels=(--kernel-name kns=4weft)
+  CUDA_VISIBLE_DEVICES=$(($1 % gpus)) timeout $((limit - SECONDS)) "$sanitizer" --tool "$2" --port $((20000 + 10 * $1)) \
+    "${kernels[@]}" "$bin/$3" --gtest_filter="$4" >"$logs/$2.$3.$1" 2>&1
+}
+
+for test in "$bin"/*_test; do
+  batches "$test" | sed "s/^/$(basename "$test") /"
+done >"$logs/batches"
+cut -d' ' -f2 "$logs/batches" | tr : '\n' | sort >"$logs/laws"
+n=0
+for tool in $tools; do
+  while read -r program filter; do
+    while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n || true; done
+    [ $SECONDS -lt "$limit" ] && batch $n "$tool" "$program" "$filter" &
+    n=$((n + 1))
+  done <"$logs/batches"
+done
+wait
+
+failed=0
+for tool in $tools; do
+  # What a batch without a summary ran does not count.
+  grep -l ' SUMMARY: ' "$logs/$tool".*_test.* 2>/dev/null | xargs -r cat >"$logs/$tool.all" || true
+  sed -n 's/^\[       OK \] \([^ ]*\) .*/\1/p' "$logs/$tool.all" | sort >"$logs/$tool.held"
+  comm -23 "$logs/laws" "$logs/$tool.held" >"$logs/$tool.not_held"
+  found=$(sed -n 's/.* SUMMARY: \([0-9]*\) .*/\1/p' "$logs/$tool.all" | awk '{ n += $1 } END { print n + 0 }')
+  echo "$tool: $(wc -l <"$logs/$tool.held") of $(wc -l <"$logs/laws") laws held, $found findings"
+  grep ' SUMMARY: ' "$logs/$tool.all" | sort | uniq -c || true
+  sed 's/[.].*//' "$logs/$tool.not_held" | uniq -c | sed 's/^/  not held or not run: /'
+  [ "$found" -eq 0 ] && [ ! -s "$logs/$tool.not_held" ] || failed=1
+done
+[ $failed -eq 0 ] || echo "weft: what the tools say is in $logs" >&2
+[ -n "${LOGS:-}" ] || [ $failed -ne 0 ] || rm -rf "$logs"
+exit $failed
