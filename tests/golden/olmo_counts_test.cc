@@ -295,8 +295,8 @@ TEST(Tables15To17, AreThePublishedModelsAndSearch) {
 }
 
 TEST(Studies, CanAllBePlanned) {
-  for (const char* name :
-       {"olmo_hybrid_tables_15_17", "parity_and_groups", "mqar", "code_execution"}) {
+  for (const char* name : {"olmo_hybrid_tables_15_17", "parity_and_groups", "mqar",
+                           "recall_lengths", "code_execution"}) {
     Scratch scratch;
     const ShellResult result =
         Shell(scratch.path(), Cat("'" WEFT_BIN_DIR "/weft-sweep' plan '" WEFT_SOURCE_DIR "/sweeps/",
