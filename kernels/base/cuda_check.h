@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "kernels/base/check.h"
+#include "kernels/base/cuda_library.h"
 
 namespace weft {
 
@@ -11,8 +11,9 @@ inline void CudaCheck(cudaError_t error, const char* what) {
   if (error == cudaSuccess) [[likely]]
     return;
   cudaGetLastError();  // a sticky error stays; any other must not be reported twice
-  Fail(error == cudaErrorMemoryAllocation ? ExitCode::kOutOfMemory : ExitCode::kFailure, what, ": ",
-       cudaGetErrorName(error), ": ", cudaGetErrorString(error));
+  // The first launch of a kernel loads it, which may only say "unknown" where memory is too little.
+  LibraryCheck(false, error == cudaErrorMemoryAllocation, what, ": ", cudaGetErrorName(error), ": ",
+               cudaGetErrorString(error));
 }
 
 // After a kernel launch.
