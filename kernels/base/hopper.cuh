@@ -52,8 +52,9 @@ __device__ inline void Wait(Barrier& barrier, int parity) {
         : "memory");
   } while (!done);
 }
-// By every warp of a warpgroup.
+// By every warp of a warpgroup. One lane arrives, for what all lanes did before.
 __device__ inline void Release(Barrier& empty) {
+  __syncwarp();
   if (threadIdx.x % kWarp == 0) Arrive(empty);
 }
 

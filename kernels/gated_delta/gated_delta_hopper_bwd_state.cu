@@ -133,7 +133,6 @@ __device__ void LoadAndPrepare(const Backward<BF16>& f, const StateMaps& maps, c
           }
         });
     FenceShared();
-    __syncwarp();
     Release(shared.ready[tiles.stage]);
     if (loads_here && span.saves) {
       if (n < last) {

@@ -115,7 +115,6 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
                               }
                             });
     FenceShared();
-    __syncwarp();
     Release(shared.ready[tiles.stage]);
   }
 }
