@@ -154,16 +154,19 @@ void Rewind(const RunDirectory& run, Trainer& trainer, int64_t steps) {
 
 }  // namespace
 
-StopSignals::StopSignals() {
+StopSignals::StopSignals() : stack_(std::max<size_t>(1 << 16, sysconf(_SC_SIGSTKSZ))) {
   stop_signal = 0;
+  const stack_t stack{.ss_sp = stack_.data(), .ss_flags = 0, .ss_size = stack_.size()};
+  sigaltstack(&stack, &old_stack_);
   struct sigaction action {};
   action.sa_handler = OnSignal;
-  action.sa_flags = SA_RESTART;
+  action.sa_flags = SA_RESTART | SA_ONSTACK;
   for (size_t i = 0; i < 3; ++i) sigaction(kStopSignals[i], &action, &old_[i]);
 }
 
 StopSignals::~StopSignals() {
   for (size_t i = 0; i < 3; ++i) sigaction(kStopSignals[i], &old_[i], nullptr);
+  sigaltstack(&old_stack_, nullptr);
 }
 
 int StopSignal() { return stop_signal; }

@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <functional>
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,6 +48,9 @@ class StopSignals {
   StopSignals(const StopSignals&) = delete;
 
  private:
+  // A handler's frame on the stack of a training step has been seen to corrupt the step.
+  std::vector<std::byte> stack_;
+  stack_t old_stack_;
   struct sigaction old_[3];
 };
 
