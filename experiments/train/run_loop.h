@@ -48,7 +48,7 @@ class StopSignals {
   StopSignals(const StopSignals&) = delete;
 
  private:
-  // A handler's frame on the stack of a training step has been seen to corrupt the step.
+  // Products of oneDNN point the stack pointer at data, which a handler's frame there overwrites.
   std::vector<std::byte> stack_;
   stack_t old_stack_;
   struct sigaction old_[3];
