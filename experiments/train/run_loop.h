@@ -4,9 +4,9 @@
 
 #include <signal.h>
 
+#include <cstddef>
 #include <cstdio>
 #include <functional>
-#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
