@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstring>
@@ -214,6 +216,30 @@ std::vector<float> Values(Trainer& trainer) {
 
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// The products of a step may point the stack pointer at data: a handler must have a stack of its
+// own.
+TEST_F(Resume, SignalsDoNotTouchAStep) {
+  const auto losses = [&](bool disturbed) {
+    const auto e = Make(kText, {"train.steps=100"});
+    const auto stream = OpenStream(ChooseDevice("cpu", e->train.precision), 1);
+    Trainer trainer(*e, ChooseDevice("cpu", e->train.precision), *stream);
+    const StopSignals signals;
+    std::atomic<bool> done = !disturbed;
+    std::thread sender([&done, to = pthread_self()] {
+      while (!done) {
+        pthread_kill(to, SIGUSR1);
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      }
+    });
+    std::vector<double> all;
+    for (int i = 0; i < 100; ++i) all.push_back(trainer.Step().loss);
+    done = true;
+    sender.join();
+    return all;
+  };
+  EXPECT_EQ(losses(true), losses(false));
 }
 
 TEST_F(Resume, CurriculumByStages) {
