@@ -194,13 +194,15 @@ void Examine(Points& all, bool has_seed_column) {
   }
 }
 
-constexpr const char* kRate = "optim.lr";
+constexpr const char* kRates[] = {"optim.lr", "ladder.lr_factor"};
 
 // Of points that differ in their learning rate, keeps those of the best: for each architecture,
 // size and number of tokens the rate with the lowest mean loss over seeds, among the rates that
 // most seeds have. Curves are those of the rate that is best at the most tokens.
-void KeepBestRates(const std::vector<double>& rates, const std::vector<size_t>& cell_of_point,
+void KeepBestRates(const H5Table& cells, const std::string& axis,
+                   const std::vector<size_t>& cell_of_point,
                    const std::vector<size_t>& cell_of_curve, Points& all) {
+  const std::vector<double> rates = cells.Numbers(axis);
   using Size = std::tuple<std::string, std::string, double>;
   struct Losses {
     int seeds = 0;
@@ -244,7 +246,7 @@ void KeepBestRates(const std::vector<double>& rates, const std::vector<size_t>& 
        [](const auto& by_tokens, const Point& p) { return by_tokens.at(p.d); });
   keep(all.curves, cell_of_curve,
        [](const auto& by_tokens, const Point&) { return by_tokens.rbegin()->second; });
-  all.notes.push_back(Cat(kRate, ": of ", before, " points the ", all.points.size(),
+  all.notes.push_back(Cat(axis, ": of ", before, " points the ", all.points.size(),
                           " of the best rate are kept, which is chosen by this loss for each of ",
                           groups, " architectures, sizes and numbers of tokens; in ", at_an_end,
                           " of them it is the lowest or the highest that was tried"));
@@ -310,7 +312,10 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
     while (i < n.size() && value_of(axis, i) == value_of(axis, 0)) ++i;
     return i == n.size();
   });
-  const bool has_rates = std::erase(axes, kRate) > 0;
+  std::string rate;
+  for (const char* axis : kRates) {
+    if (rate.empty() && std::erase(axes, axis) > 0) rate = axis;
+  }
   std::vector<Point> templates(n.size());
   for (size_t i = 0; i < n.size(); ++i) {
     Point& point = templates[i];
@@ -324,8 +329,9 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
       else
         point.size += (point.size.empty() ? "" : " ") + axis + "=" + value;
     }
-    point.origin = Cat("cell ", i, " (", variants[i], point.size.empty() ? "" : " " + point.size,
-                       has_rates ? Cat(" lr=", value_of(kRate, i)) : "", " seed=", point.seed, ")");
+    point.origin =
+        Cat("cell ", i, " (", variants[i], point.size.empty() ? "" : " " + point.size,
+            rate.empty() ? "" : Cat(" ", rate, "=", value_of(rate, i)), " seed=", point.seed, ")");
     point.flops = flops_per_token[i] > 0 ? flops_per_token[i] : 6 * point.n;  // per token
   }
 
@@ -404,7 +410,7 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
          few == by_labels.begin()->first ? by_labels.rbegin()->first : by_labels.begin()->first,
          "; evaluate all cells on the same text");
   }
-  if (has_rates) KeepBestRates(cells.Numbers(kRate), cell_of_point, cell_of_curve, all);
+  if (!rate.empty()) KeepBestRates(cells, rate, cell_of_point, cell_of_curve, all);
   Examine(all, /*has_seed_column=*/true);
   return all;
 }

@@ -6,7 +6,8 @@
 // A sweep is sweep.h5 or its directory: of every finished cell, a point for each evaluation of
 // decayed weights on held-out text, at the end of the run and of each period of its schedule. The
 // variant is the architecture, case and axes of several values are the size: all but the seed, and
-// optim.lr, of which the best value is taken. FLOPs are those that a step of the run counts.
+// optim.lr or ladder.lr_factor, of which the best value is taken. FLOPs are those that a step of
+// the run counts.
 //
 // Errors: ExitCode::kData, naming file, line and column, for what is missing, no number, not
 // finite, not positive, or there twice; kUsage for a column or count that does not exist.

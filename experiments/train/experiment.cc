@@ -90,6 +90,7 @@ void LadderConfig::Visit(ConfigVisitor& v) {
   v.Key("tokens_per_parameter", tokens_per_parameter, "tokens of a multiple of 1, per parameter",
         Range{1, 1e6});
   v.Key("multiples", multiples, "where the periods of wsds end; rising", Range{1e-6, 1e6});
+  v.Key("lr_factor", lr_factor, "factor on the rule's rate", Range{0, 1e3});
   v.Key("micro_batch", micro_batch, "tokens at a time: sets train.accumulate", Range{1, 1e12});
 }
 
@@ -260,7 +261,7 @@ Settings Experiment::LadderRules() const {
   set("train.batch", rows);
   set("train.accumulate", accumulate);
   const double tokens = static_cast<double>(rows * train.length);
-  set("optim.lr", 0.0047 / std::cbrt(scale) / 2);
+  set("optim.lr", ladder.lr_factor * 0.0047 / std::cbrt(scale) / 2);
   set("optim.beta2", tokens >= 524288 ? 0.95 : 0.99);
   set("optim.warmup", count(n / tokens));
   std::vector<int64_t> periods;

@@ -56,6 +56,7 @@ int64_t UpdatesBefore(const OptimConfig& config, int64_t step);
 struct LadderConfig {
   int64_t parameters = 0, tokens_per_parameter = 20, micro_batch = 65536;
   std::vector<double> multiples = {0.5, 1, 2, 4, 8};
+  double lr_factor = 1;
   void Visit(ConfigVisitor& v);
 };
 

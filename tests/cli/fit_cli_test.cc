@@ -312,7 +312,8 @@ struct Cell {
 };
 
 // sweep.h5 as weft sweep collect writes it, two evaluations and losses per cell.
-void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
+void WriteSweep(const std::string& path, const std::vector<Cell>& cells,
+                const char* rate = "optim.lr") {
   TableRows of_cells("/cells"), eval("/eval"), train("/train");
   for (size_t i = 0; i < cells.size(); ++i) {
     const Cell& c = cells[i];
@@ -331,7 +332,7 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
                   {"tokens", c.tokens},
                   {"flops_per_token", 2 * static_cast<double>(c.n)},
                   {"training_flops_per_token", c.training_flops},
-                  {"optim.lr", c.rate},
+                  {rate, c.rate},
                   {"seconds", 10.0}});
     if (c.state == "queued") continue;
     for (int64_t half = 1; half <= 2; ++half) {
@@ -359,7 +360,7 @@ void WriteSweep(const std::string& path, const std::vector<Cell>& cells) {
             {{"format", std::string("weft-sweep")},
              {"study", std::string("ladder")},
              {"question", std::string("Which needs fewer tokens?")},
-             {"axes", Texts{"seed", "optim.lr"}}}}});
+             {"axes", Texts{"seed", std::string(rate)}}}}});
 }
 
 std::vector<Cell> Cells(const Numbers& sizes = {std::begin(kSizes), std::end(kSizes)},
@@ -480,19 +481,22 @@ TEST(FitCli, OfSeveralLearningRatesTheBestIsTaken) {
     cell.rate = 5e-4, cell.factor *= 0.5;  // better, but of one seed only
     if (cell.seed == 0 && cell.variant == "gdn") cells.push_back(cell);
   }
-  WriteSweep(scratch / "sweep.h5", cells);
-  const Result r = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json", "--parity"});
-  ASSERT_EQ(r.code, 0) << r.err;
-  EXPECT_NE(r.err.find(Cat("of ", cells.size(), " points the ", best.size(),
-                           " of the best rate are kept")),
-            r.err.npos)
-      << r.err;
-  EXPECT_NE(r.err.find("in 16 of them it is the lowest or the highest"), r.err.npos) << r.err;
   WriteSweep(scratch / "sweep.h5", best);
   const Result alone = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json", "--parity"});
-  const Json json = Json::parse(r.out), expected = Json::parse(alone.out);
-  EXPECT_EQ(json["fits"], expected["fits"]);
-  EXPECT_EQ(json["parity"], expected["parity"]);
+  const Json expected = Json::parse(alone.out);
+  for (const char* rate : {"optim.lr", "ladder.lr_factor"}) {
+    WriteSweep(scratch / "sweep.h5", cells, rate);
+    const Result r = Fit(scratch, {"sweep.h5", "--bootstrap=0", "--json", "--parity"});
+    ASSERT_EQ(r.code, 0) << r.err;
+    EXPECT_NE(r.err.find(Cat(rate, ": of ", cells.size(), " points the ", best.size(),
+                             " of the best rate are kept")),
+              r.err.npos)
+        << r.err;
+    EXPECT_NE(r.err.find("in 16 of them it is the lowest or the highest"), r.err.npos) << r.err;
+    const Json json = Json::parse(r.out);
+    EXPECT_EQ(json["fits"], expected["fits"]);
+    EXPECT_EQ(json["parity"], expected["parity"]);
+  }
 }
 
 TEST(FitCli, ASweepWithoutFinishedCellsOrWithOtherTextIsRefused) {

@@ -183,6 +183,8 @@ TEST_F(Ladder, GivenKeysWinOverTheRules) {
   EXPECT_EQ(e->train.batch % e->train.accumulate, 0);
   EXPECT_EQ(e->origins().at("optim.warmup"), "ladder.parameters");
   EXPECT_EQ(e->train.steps, std::llround(3 * 20 * 57422208.0 / (7 * 8192)));
+  EXPECT_DOUBLE_EQ(Experiment::Load(base, {"ladder.lr_factor=0.25"})->optim.lr,
+                   Experiment::Load(base, {})->optim.lr / 4);
   const auto cosine = Experiment::Load(base, {"optim.schedule=cosine"});
   EXPECT_EQ(cosine->train.steps, 43136);
   // What was resolved resolves to itself.
@@ -221,8 +223,8 @@ TEST(MiniLadder, IsMatched) {
 // The sweeps that are run on it differ from it in seeds, rates, multiples and the text alone.
 TEST(MiniLadder, ItsSweepsHaveItsSizes) {
   const std::set<std::string> own = {
-      "ladder.multiples", "optim.lr",        "optim.rewind",          "seed",
-      "eval.rows",        "train.log_every", "train.checkpoint_every"};
+      "ladder.multiples", "ladder.lr_factor", "optim.rewind",          "seed",
+      "eval.rows",        "train.log_every",  "train.checkpoint_every"};
   const auto models = [&](const char* file) {
     std::map<std::string, std::set<std::string>> settings;  // by variant and case
     for (const Cell& cell : ReadSweep(Cat(WEFT_SOURCE_DIR, file)).cells) {
