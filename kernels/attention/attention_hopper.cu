@@ -181,7 +181,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
       ring.Next();
       bounds.Mask<kN>(s, key);
       softmax.Add<kN>(s, scale2, shrink);
-      PackLeft<kN>(s, weights);
+      PackLeft(s, weights);
       while (key > at.keys.begin) {
         key -= kN;
         Barrier& k_empty = control.empty[ring.stage];
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
         Release(control.empty[ring.stage]);
         ring.Next();
         RescaleRows<kD>(y, shrink);
-        PackLeft<kN>(s, weights);
+        PackLeft(s, weights);
       }
       Release(control.rows_empty[stage]);
       Wait(control.full[ring.stage], ring.parity);
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
 #pragma unroll
         for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e) s[j][e] = Exp2(fmaf(s[j][e], scale2, -shift[e / 2]));
+          for (int e = 0; e < 4; ++e) s[j][e] = FastExp2(fmaf(s[j][e], scale2, -shift[e / 2]));
         }
         Compute(s[kN / 8 - 1][3]);
         Finish<0>(ds);
@@ -324,7 +324,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
 #pragma unroll
           for (int e = 0; e < 4; ++e) ds[j][e] = s[j][e] * (ds[j][e] - delta[e / 2]);
         }
-        PackLeft<kN>(ds, left);
+        PackLeft(ds, left);
         Begin();
         Times<kD, kN>(dq, left, shared.k[ring.stage]);
       }
@@ -443,9 +443,9 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
 #pragma unroll
         for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e) s[j][e] = Exp2(scale2 * s[j][e]);
+          for (int e = 0; e < 4; ++e) s[j][e] = FastExp2(scale2 * s[j][e]);
         }
-        PackLeft<kN>(s, weights);
+        PackLeft(s, weights);
         Begin();
         Times<kD, kN>(dv, weights, shared.dy[stage]);
         Finish<1>(ds);
@@ -454,7 +454,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
 #pragma unroll
           for (int e = 0; e < 4; ++e) ds[j][e] *= s[j][e];
         }
-        PackLeft<kN>(ds, left);
+        PackLeft(ds, left);
         Begin();
         Times<kD, kN>(dk, left, shared.q[stage]);
         query = query + kN > at.last ? at.first : query + kN;

@@ -94,7 +94,7 @@ __device__ inline void Times(const float (&p)[kN / 8][4], const BF16* r, float (
   const int lane = threadIdx.x % kWarp;
   r += (lane % 16) * kStride<kD> + lane / 16 * 8;
   uint32_t left[kN / 16][4];
-  PackLeft<kN>(p, left);
+  PackLeft(p, left);
 #pragma unroll
   for (int k = 0; k < kN / 16; ++k) {
 #pragma unroll
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        ds[j][e] = Exp2(fmaf(s[j][e], scale2, -shift[e / 2])) * (ds[j][e] - delta[e / 2]);
+        ds[j][e] = FastExp2(fmaf(s[j][e], scale2, -shift[e / 2])) * (ds[j][e] - delta[e / 2]);
     }
     Times<kN, kD>(ds, k_rows + stage * kTile, dq);
     __syncthreads();
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) s[j][e] = Exp2(scale2 * s[j][e]);
+      for (int e = 0; e < 4; ++e) s[j][e] = FastExp2(scale2 * s[j][e]);
     }
     if constexpr (kDv) Times<kN, kD>(s, dy_rows + stage * kTile, dv);
     if constexpr (kDk) {

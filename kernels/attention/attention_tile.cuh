@@ -1,11 +1,9 @@
 #pragma once
-// What the kernels of attention share: which keys a query sees, the order of blocks, and tiles as
-// the tensor cores hold them in registers. A warp holds 16 rows: a lane has rows lane / 4 and
-// lane / 4 + 8, and of every 8 columns those at 2 (lane % 4) and the next, so that
-//   x[j][2 r + c] = X(lane / 4 + 8 r, 8 j + 2 (lane % 4) + c).
+// What the kernels of attention share: which keys a query sees, the order of blocks, and the
+// softmax of tiles in registers, laid out as in mma.cuh.
 
 #include "kernels/attention/attention_cuda.h"
-#include "kernels/base/cuda.cuh"
+#include "kernels/base/mma.cuh"
 
 namespace weft::attention {
 
@@ -161,30 +159,6 @@ struct QueryTile {
   }
 };
 
-__device__ inline uint32_t PackBF16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
-__device__ inline float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// The left operand of a product, 16 columns at a time.
-template <int kN>
-__device__ inline void PackLeft(const float (&x)[kN / 8][4], uint32_t (&a)[kN / 16][4]) {
-#pragma unroll
-  for (int k = 0; k < kN / 16; ++k) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float(&from)[4] = x[2 * k + i / 2];
-      a[k][i] = PackBF16(from[i % 2 * 2], from[i % 2 * 2 + 1]);
-    }
-  }
-}
-
 // Scores of queries (rows) with keys (columns); `key` is that of this lane's first column.
 template <int kN>
 __device__ inline void MaskKeys(float (&s)[kN / 8][4], int key, const int (&first)[2],
@@ -229,15 +203,6 @@ __device__ inline void StartAtMinus(const float* of, float (&x)[kN / 8][4]) {
   }
 }
 
-__device__ inline float QuadMax(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ inline float QuadSum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 // The running softmax of two rows.
 struct Softmax {
   // Weights are e^(scale (s - shift)). The shift is the largest score at some time, and moves on
@@ -261,14 +226,14 @@ struct Softmax {
       const float from = shift[r];
       if (moves) shift[r] = most;
       const float minus = shift[r] == -INFINITY ? 0 : -shift[r] * scale2;
-      shrink[r] = moves ? Exp2(fmaf(from, scale2, minus)) : 1;
+      shrink[r] = moves ? FastExp2(fmaf(from, scale2, minus)) : 1;
       float added = 0;
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float& x = s[j][2 * r + c];
-          x = Exp2(fmaf(x, scale2, minus));
+          x = FastExp2(fmaf(x, scale2, minus));
           added += x;
         }
       }
@@ -342,7 +307,7 @@ __device__ inline void StoreRows(float (&x)[kN / 8][4], BF16* to, int64_t stride
           low += old.x;
           high += old.y;
         }
-        words[i] = PackBF16(low, high);
+        words[i] = PackPair(low, high);
       }
       TransposeQuad(words);
       const int column = 8 * (j + quarter);

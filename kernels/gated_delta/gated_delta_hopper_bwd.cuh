@@ -30,16 +30,6 @@ __device__ inline void Multiply(float (&c)[kN / 8][4], const uint32_t (&a)[4], u
   Products<kN>::template Step<kTransposedB>(c, a, b, add);
 }
 
-// Columns 16 t to 16 t + 15 of a sum as a left operand.
-template <int kN>
-__device__ inline void PackLeft(const float (&x)[kN][4], int t, uint32_t (&to)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float(&from)[4] = x[2 * t + i / 2];
-    to[i] = PackPair(from[i % 2 * 2], from[i % 2 * 2 + 1]);
-  }
-}
-
 // Blocks of 16 x 16 as left operands have them: operand (i, j) is panel (row + i, column + j), or
 // transposed, (row + j, column + i).
 __device__ inline void LoadTransposed(uint32_t (&x)[4], const BF16* panel, int row, int column) {

@@ -38,11 +38,6 @@ __device__ void ScaleByDecay(const Gates& gates, int row, float factor, float (&
   }
 }
 
-__device__ float QuadSum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 template <int kWidth>
 struct GradientPlan {
   static constexpr int kKeys = kWidth, kStages = kKeys == 128 ? 2 : 3;
@@ -308,8 +303,7 @@ struct Gradients {
       Wait(s.chunk_full[buffer], buffers.parity);
       ScaleByDecay<false>(gates, row, f.scale, x);
       uint32_t dp[kBlocks][4];
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) PackLeft(x, t, dp[t]);
+      PackLeft(x, dp);
       ScaleRows(dq, f.scale * gates.from_start[row], f.scale * gates.from_start[row + 8]);
       Begin(dq);
 #pragma unroll
@@ -379,8 +373,7 @@ struct Gradients {
       Wait(s.chunk_full[buffer], buffers.parity);
       uint32_t dp[kBlocks][4], minus_r[kBlocks][4];
       ScaleByDecay<true>(gates, row, f.scale, x);
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) PackLeft(x, t, dp[t]);
+      PackLeft(x, dp);
 #pragma unroll
       for (int j = 0; j < kC / 8; ++j) {
 #pragma unroll

@@ -267,8 +267,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1)
       // dU^T = to_end (dS^T K^T) + dY^T P
       uint32_t left[kKeys / 16][4], dy[kBlocks][4], du_left[kBlocks][4], minus_dv[kBlocks][4];
       float du[kC / 8][4], dv[kC / 8][4];
-#pragma unroll
-      for (int x = 0; x < kKeys / 16; ++x) PackLeft(ds, x, left[x]);
+      PackLeft(ds, left);
       Wait(shared.full[stages.stage], stages.parity);
       Begin(du);
 #pragma unroll
@@ -309,8 +308,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1)
       }
       Finish<0>(du);
       // dV^T = beta (dU^T X),  dS^T = whole dS^T + (scale from_start dY)^T Q - (from_start dV)^T K
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) PackLeft(du, t, du_left[t]);
+      PackLeft(du, du_left);
       Begin(dv);
       MultiplyLower(dv, du_left, tile.x_high, false);
       MultiplyLower(dv, du_left, tile.x_low, true);

@@ -124,17 +124,6 @@ __device__ inline int ValuesAt(int thread) {
   const int lane = thread % kWarp, warp = thread % kGroup / kWarp;
   return InPanel(lane % 8 + lane / 16 * 8, 16 * warp + lane / 8 % 2 * 8);
 }
-template <int kN>
-__device__ inline void PackLeft(const float (&x)[kN / 8][4], uint32_t (&a)[kN / 16][4]) {
-#pragma unroll
-  for (int k = 0; k < kN / 16; ++k) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float(&from)[4] = x[2 * k + i / 2];
-      a[k][i] = PackPair(from[i % 2 * 2], from[i % 2 * 2 + 1]);
-    }
-  }
-}
 
 // One consuming warpgroup: 64 columns through all chunks.
 template <class Plan, bool kCarry>
@@ -179,10 +168,9 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
     BF16 *out = shared.stages[stage_before].values[group], *block = out + ValuesAt(thread);
 #pragma unroll
     for (int t = 0; t < kBlocks; ++t) {
-      const float(&low)[4] = y[2 * t], (&high)[4] = y[2 * t + 1];
-      StoreMatrixTransposed({PackPair(low[0], low[1]), PackPair(low[2], low[3]),
-                             PackPair(high[0], high[1]), PackPair(high[2], high[3])},
-                            block + 16 * t * kWidePanel);
+      Fragment packed;
+      PackLeft(y, t, packed.at);
+      StoreMatrixTransposed(packed, block + 16 * t * kWidePanel);
     }
     FenceShared();
     Meet(2 + group, kGroup);
@@ -203,7 +191,7 @@ __device__ void Consume(const Forward<BF16>& f, const Maps& maps, const Segments
       return *reinterpret_cast<const float2*>(x + 8 * j + thread % 4 * 2);
     };
     uint32_t left[kKeys / 16][4];
-    PackLeft<kKeys>(s, left);
+    PackLeft(s, left);
     const auto read_state = [&](float(&sum)[kC / 8][4], const BF16* rows) {
       Begin(sum);
 #pragma unroll

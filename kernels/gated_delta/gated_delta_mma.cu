@@ -559,11 +559,6 @@ __device__ float RowDot(const Tile& tile, int row, const BF16* x) {
   return sum;
 }
 
-__device__ float QuadSum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 // Row `row` of a tile to 16 columns of a gradient.
 __device__ void StoreRow(const Tile& tile, int row, BF16* to, bool there, bool add) {
   auto [low, high] = Exchange(float2{tile[0][2 * row], tile[0][2 * row + 1]},

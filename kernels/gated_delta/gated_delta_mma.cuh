@@ -1,9 +1,8 @@
 #pragma once
 // 16 x 16 blocks of bf16 on tensor cores: a fragment is an operand as the lanes of a warp hold it,
-// a Tile the f32 sum. Lane l has rows l / 4 and l / 4 + 8, and of each half of 8 columns those at
-// 2 (l % 4) and the next: tile[half][2 r + e] = X(l / 4 + 8 r, 8 half + 2 (l % 4) + e).
+// a Tile the f32 sum, whose halves are of 8 columns.
 
-#include "kernels/base/cuda.cuh"
+#include "kernels/base/mma.cuh"
 
 namespace weft::gated_delta {
 
@@ -11,14 +10,6 @@ struct Fragment {
   uint32_t at[4];
 };
 using Tile = float[2][4];
-
-__device__ inline uint32_t PackPair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-__device__ inline float2 UnpackPair(uint32_t pair) {
-  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-}
 
 // A tile as the left operand of the next product.
 __device__ inline Fragment Pack(const Tile& x) {
