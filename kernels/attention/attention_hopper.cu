@@ -434,7 +434,6 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
         if (before) Release(*before);
         before = &control.empty[stage];
         StartAtMinus<kN>(shared.delta[stage] + column, ds);
-        FenceShared();  // a copy is to overwrite what was read, shift too
         Begin(ds);
         Dot<kD, kN, kRows, true>(ds, v, shared.dy[stage]);
         turns.Pass();

@@ -52,10 +52,18 @@ __device__ inline void Wait(Barrier& barrier, int parity) {
         : "memory");
   } while (!done);
 }
+// Between this thread's own loads and stores of shared memory and a barrier behind which bulk
+// copies overwrite what it read, or products and bulk copies read what it wrote. These work by the
+// async proxy, which a barrier alone does not order behind loads and stores: PTX ISA 9.0, 8.9.5 and
+// 9.7.9.25.2; for what was read, CUDA Programming Guide, Cluster Launch Control.
+__device__ inline void FenceShared() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 // By every warp of a warpgroup. One lane arrives, for what all lanes did before.
-__device__ inline void Release(Barrier& empty) {
+__device__ inline void Release(Barrier& barrier) {
+  FenceShared();
   __syncwarp();
-  if (threadIdx.x % kWarp == 0) Arrive(empty);
+  if (threadIdx.x % kWarp == 0) Arrive(barrier);
 }
 
 // Where a ring of stages stands.
@@ -124,11 +132,6 @@ __device__ inline void CommitStores() { asm volatile("cp.async.bulk.commit_group
 template <int kPending = 0>
 __device__ inline void WaitForStores() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-}
-// Between this thread's own writes of shared memory and a barrier behind which products or bulk
-// stores read it.
-__device__ inline void FenceShared() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // Where element (row, column) of a panel lies.

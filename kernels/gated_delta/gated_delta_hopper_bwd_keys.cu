@@ -261,7 +261,6 @@ struct Gradients {
           PackLeft(x, t, r[t]);
           StoreTransposed(r[t], slice.u, 16 * t, 16 * warp);
         }
-        FenceShared();
         Release(s.ready[stage]);
       });
       x_parity ^= 1;

@@ -112,7 +112,6 @@ __device__ void LoadAndPrepare(const Backward<BF16>& f, const StateMaps& maps, c
   if (warp == 3) {
     ScanGates(GatePair(f, chunk(last)), shared.stages[0].gates);
     if (last > span.first) gates = GatePair(f, chunk(last - 1));
-    FenceShared();
   }
   Meet(1, kGroup);
   const Gates* gates_before = nullptr;
@@ -132,7 +131,6 @@ __device__ void LoadAndPrepare(const Backward<BF16>& f, const StateMaps& maps, c
             if (n - 1 > span.first) gates = GatePair(f, chunk(n - 2));
           }
         });
-    FenceShared();
     Release(shared.ready[tiles.stage]);
     if (loads_here && span.saves) {
       if (n < last) {

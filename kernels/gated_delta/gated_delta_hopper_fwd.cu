@@ -114,7 +114,6 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
                                 if (n + 2 < span.end) gates = gates_of(n + 2);
                               }
                             });
-    FenceShared();
     Release(shared.ready[tiles.stage]);
   }
 }
