@@ -59,7 +59,7 @@ struct Control {
       load(now, rows.stage);
     }
   }
-  // A warpgroup: work(tile, stage of its rows), which is to call Release(rows_empty[stage]).
+  // A warpgroup: work(tile, stage of its rows), which is to release rows_empty[stage].
   template <class F>
   __device__ void TakeTiles(int tiles, F&& work) {
     for (Ring<kRowStages> rows;; rows.Next()) {
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
       Begin(s);
       Dot<kD, kN, kRows>(s, q, shared.stream[ring.stage]);
       Finish<0>(s);
-      Release(control.empty[ring.stage]);
+      ReleaseProducts(control.empty[ring.stage]);
       ring.Next();
       bounds.Mask<kN>(s, key);
       softmax.Add<kN>(s, scale2, shrink);
@@ -195,24 +195,24 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
         Times<kD, kN>(y, weights, shared.stream[ring.stage]);
         turns.Pass();
         Finish<1>(s);
-        Release(k_empty);
+        ReleaseProducts(k_empty);
         bounds.Mask<kN>(s, key);
         softmax.Add<kN>(s, scale2, shrink);
         Compute(softmax.sum[0] + softmax.sum[1]);
         Finish<0>(y);
-        Release(control.empty[ring.stage]);
+        ReleaseProducts(control.empty[ring.stage]);
         ring.Next();
         RescaleRows<kD>(y, shrink);
         PackLeft(s, weights);
       }
-      Release(control.rows_empty[stage]);
+      ReleaseProducts(control.rows_empty[stage]);
       Wait(control.full[ring.stage], ring.parity);
       Begin(y);
       Times<kD, kN>(y, weights, shared.stream[ring.stage]);
       float mean[2], lse[2];
       softmax.Finish(p.scale, mean, lse);
       Finish<0>(y);
-      Release(control.empty[ring.stage]);
+      ReleaseProducts(control.empty[ring.stage]);
       ring.Next();
       ScaleRows<kD>(y, mean);
       StoreRows<kD>(y, p.y.Head(at.b, at.h), p.y.time, row, p.Tq, kD, false);
@@ -304,7 +304,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
         Begin(s);
         Dot<kD, kN, kRows>(s, q, shared.k[ring.stage]);
         Finish<1>();
-        if (before) Release(*before);
+        if (before) ReleaseProducts(*before);
         before = &control.empty[ring.stage];
         Begin(ds);
         Dot<kD, kN, kRows>(ds, dy, shared.v[ring.stage]);
@@ -318,7 +318,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
         }
         Compute(s[kN / 8 - 1][3]);
         Finish<0>(ds);
-        if (key + kN >= at.keys.end) Release(control.rows_empty[stage]);
+        if (key + kN >= at.keys.end) ReleaseProducts(control.rows_empty[stage]);
 #pragma unroll
         for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
@@ -329,7 +329,7 @@ __global__ void __launch_bounds__((Plan::kGroups + 1) * kGroup, 1)
         Times<kD, kN>(dq, left, shared.k[ring.stage]);
       }
       Finish<0>(dq);
-      Release(*before);
+      ReleaseProducts(*before);
       const float scale[2] = {p.scale, p.scale};
       ScaleRows<kD>(dq, scale);
       StoreRows<kD>(dq, p.dq.Head(at.b, at.h), p.dq.time, row, p.Tq, kD, p.add_dq);

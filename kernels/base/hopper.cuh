@@ -59,11 +59,15 @@ __device__ inline void Wait(Barrier& barrier, int parity) {
 __device__ inline void FenceShared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// By every warp of a warpgroup. One lane arrives, for what all lanes did before.
-__device__ inline void Release(Barrier& barrier) {
-  FenceShared();
+// By every warp of a warpgroup: one lane arrives, for what all lanes did before. Where products
+// alone read, nothing is to be fenced.
+__device__ inline void ReleaseProducts(Barrier& barrier) {
   __syncwarp();
   if (threadIdx.x % kWarp == 0) Arrive(barrier);
+}
+__device__ inline void Release(Barrier& barrier) {
+  FenceShared();
+  ReleaseProducts(barrier);
 }
 
 // Where a ring of stages stands.

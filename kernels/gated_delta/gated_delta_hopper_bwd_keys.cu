@@ -321,7 +321,7 @@ struct Gradients {
       }
       across = WarpSum(across);
       if (lane == 0) s.across[buffer][warp] = across;
-      Release(s.dots[buffer]);
+      Arrive(s.dots[buffer]);
       if (warp == 0) {
         Wait(s.dots[buffer], buffers.parity);
         GateGradients(f, c, s, buffer);
@@ -417,7 +417,7 @@ struct Gradients {
           s.to_state[buffer][row + 8 * r] = z;
         }
       }
-      Release(s.dots[buffer]);
+      Arrive(s.dots[buffer]);
       Release(s.chunk_empty[buffer]);
 #pragma unroll
       for (int j = 0; j < kKeys / 8; ++j) {
@@ -445,7 +445,7 @@ __global__ void __launch_bounds__(4 * kGroup, 1)
     for (int i = 0; i < 2; ++i) {
       Init(s.chunk_full[i], 1);
       Init(s.chunk_empty[i], 3 * kWarps);
-      Init(s.dots[i], 2 * kWarps);
+      Init(s.dots[i], 2 * kGroup);
     }
     Init(s.x_full, 1);
     Init(s.x_empty, kWarps);
