@@ -6,12 +6,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace weft {
@@ -52,6 +55,17 @@ inline std::vector<std::string> Lines(const std::string& text) {
   return lines;
 }
 
+// Whether `ready` comes true in that time.
+template <class Ready>
+bool Within(std::chrono::seconds limit, const Ready& ready) {
+  for (const auto end = std::chrono::steady_clock::now() + limit;
+       std::chrono::steady_clock::now() < end;
+       std::this_thread::sleep_for(std::chrono::milliseconds(10))) {
+    if (ready()) return true;
+  }
+  return false;
+}
+
 // A program that runs in `directory`; its stdout and stderr go to the files "stdout" and "stderr"
 // there.
 class Process {
@@ -75,7 +89,8 @@ class Process {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
-  Process(const Process&) = delete;
+  Process(Process&& other) noexcept
+      : directory_(other.directory_), pid_(std::exchange(other.pid_, 0)), status_(other.status_) {}
 
   // False when it has ended, by itself or by an earlier signal.
   bool Send(int signal) { return !Ended() && kill(pid_, signal) == 0; }
