@@ -242,6 +242,25 @@ TEST_F(Resume, SignalsDoNotTouchAStep) {
   EXPECT_EQ(losses(true), losses(false));
 }
 
+TEST_F(Resume, ThreadsThatHelpAStepTakeNoSignals) {
+  const auto threads = [] {
+    const fs::directory_iterator all("/proc/self/task");
+    return std::set<fs::path>(begin(all), end(all));
+  };
+  const auto before = threads();
+  const CpuStream stream(3);
+  for (const fs::path& thread : threads()) {
+    if (before.contains(thread)) continue;
+    EXPECT_TRUE(Within(std::chrono::seconds(10), [&] {
+      uint64_t blocked = 0;
+      for (const std::string& line : Lines(Slurp(thread / "status")))
+        if (line.starts_with("SigBlk:")) blocked = std::stoull(line.substr(7), nullptr, 16);
+      const uint64_t stops = 1ull << (SIGINT - 1) | 1ull << (SIGTERM - 1) | 1ull << (SIGUSR1 - 1);
+      return (blocked & stops) == stops;
+    })) << thread;
+  }
+}
+
 TEST_F(Resume, CurriculumByStages) {
   ExpectInterruptionsDoNotMatter(kStages);
   EXPECT_EQ(OfSteps(Train(kStages, "again", false), "difficulty"),
