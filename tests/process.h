@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <filesystem>
@@ -113,15 +114,37 @@ class Process {
   int status_ = 0;
 };
 
+struct Result {
+  int code;  // as Process::Wait gives it
+  std::string out, err;
+};
+inline Result ResultOf(const std::string& directory, const std::vector<std::string>& command) {
+  Process process(directory, command);
+  const int code = process.Wait();
+  return {code, process.out(), process.err()};
+}
+
+inline void ExpectParts(const std::string& text, const std::vector<std::string>& parts) {
+  for (const std::string& part : parts)
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in:\n" << text;
+}
+
+// It has ended with that code and with one line on stderr that has all of `parts`.
+inline void ExpectOneLine(const Result& result, int code, const std::vector<std::string>& parts) {
+  EXPECT_EQ(result.code, code) << result.err;
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  ExpectParts(result.err, parts);
+}
+
 // What a Python program prints; the test fails when the program does.
 inline std::string Python(const Scratch& scratch, const std::string& program,
                           const std::vector<std::string>& arguments = {}) {
   Spill(scratch / "program.py", program);
   std::vector<std::string> command = {"/usr/bin/python3", "program.py"};
   command.insert(command.end(), arguments.begin(), arguments.end());
-  Process process(scratch.path(), command);
-  EXPECT_EQ(process.Wait(), 0) << process.err();
-  return process.out();
+  const Result result = ResultOf(scratch.path(), command);
+  EXPECT_EQ(result.code, 0) << result.err;
+  return result.out;
 }
 
 // A program of this build.

@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -14,24 +13,6 @@
 #include "tests/errors.h"
 
 namespace weft {
-
-struct Output {
-  int exit_code = -1;
-  std::string out, err;
-};
-
-inline void ExpectParts(const std::string& text, const std::vector<std::string>& parts) {
-  for (const std::string& part : parts)
-    EXPECT_NE(text.find(part), std::string::npos) << part << " in:\n" << text;
-}
-
-// It has failed with that code and with one line that has all of `parts`.
-inline void ExpectOneLine(const Output& output, int exit_code,
-                          const std::vector<std::string>& parts) {
-  EXPECT_EQ(output.exit_code, exit_code) << output.err;
-  EXPECT_EQ(std::count(output.err.begin(), output.err.end(), '\n'), 1) << output.err;
-  ExpectParts(output.err, parts);
-}
 
 class SweepTest : public testing::Test {
  protected:
@@ -57,23 +38,20 @@ class SweepTest : public testing::Test {
 
   // `environment`: "NAME=VALUE ...".
   Process Start(const std::string& arguments, const std::string& environment = "") const {
-    return Process(
-        scratch_.path(),
-        {"/bin/sh", "-c", "exec env " + environment + " $PWD/bin/weft-sweep " + arguments});
+    return {scratch_.path(), Command(arguments, environment)};
   }
-  Output Call(const std::string& arguments, const std::string& environment = "") const {
-    Process process = Start(arguments, environment);
-    const int code = process.Wait();
-    return {code, process.out(), process.err()};
+  Result Call(const std::string& arguments, const std::string& environment = "") const {
+    return ResultOf(scratch_.path(), Command(arguments, environment));
   }
+
   // plan and run refuse the sweep with one line that has all of `parts`, and write nothing.
   void ExpectRefused(const std::string& sweep, const std::vector<std::string>& parts,
-                     int exit_code = 2) const {
+                     int code = 2) const {
     Write("s.toml", sweep);
     for (const char* action : {"plan s.toml", "run s.toml"}) {
-      const Output output = Call(action);
-      ExpectOneLine(output, exit_code, parts);
-      EXPECT_TRUE(output.out.empty()) << output.out;
+      const Result result = Call(action);
+      ExpectOneLine(result, code, parts);
+      EXPECT_TRUE(result.out.empty()) << result.out;
     }
     EXPECT_FALSE(Exists("runs"));
   }
@@ -84,6 +62,12 @@ class SweepTest : public testing::Test {
   }
 
   Scratch scratch_;
+
+ private:
+  static std::vector<std::string> Command(const std::string& arguments,
+                                          const std::string& environment) {
+    return {"/bin/sh", "-c", "exec env " + environment + " $PWD/bin/weft-sweep " + arguments};
+  }
 };
 
 }  // namespace weft

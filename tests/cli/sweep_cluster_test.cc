@@ -31,7 +31,7 @@ echo '7;cluster'
     Write("bin/" + name, "#!/bin/bash\n" + text);
     fs::permissions(scratch_ / "bin/" + name, fs::perms::owner_all);
   }
-  Output Submit(const std::string& arguments = "") const {
+  Result Submit(const std::string& arguments = "") const {
     return Call("submit s.toml --cluster=slurm " + arguments, "PATH=$PWD/bin:$PATH");
   }
 };
@@ -57,15 +57,15 @@ TEST(Pack, TasksHoldSeveralCells) {
 }
 
 TEST_F(SweepClusterTest, SubmitsWhatIsNotDoneAndNothingTwice) {
-  const Output dry = Submit("--dry-run --cells-per-task=4 --limit=3 --sbatch=--time=5");
-  EXPECT_EQ(dry.exit_code, 0) << dry.err;
+  const Result dry = Submit("--dry-run --cells-per-task=4 --limit=3 --sbatch=--time=5");
+  EXPECT_EQ(dry.code, 0) << dry.err;
   ExpectParts(dry.out, {"# task 1: attention/seed=2", "#SBATCH --array=0-1%3\n",
                         "#SBATCH --time=5\n", "#SBATCH --requeue\n", "#SBATCH --signal=B:USR1@"});
   EXPECT_FALSE(Exists("runs"));
 
   Write("wait", "");  // in the queue
-  const Output first = Submit("--cells-per-task=4");
-  EXPECT_EQ(first.exit_code, 0) << first.err;
+  const Result first = Submit("--cells-per-task=4");
+  EXPECT_EQ(first.code, 0) << first.err;
   EXPECT_EQ(first.out, "7\n");
   EXPECT_HAS(first.err, "6 of 6 cells in 2 tasks");
   const std::string script = Read("runs/s/slurm/0/job.sh");
@@ -77,19 +77,19 @@ TEST_F(SweepClusterTest, SubmitsWhatIsNotDoneAndNothingTwice) {
   // Task 0 is over without a result.
   Write("queue", name + " 0 COMPLETING\n" + name + " 1 RUNNING\n");
   fs::remove(scratch_ / "wait");
-  const Output second = Submit();
+  const Result second = Submit();
   EXPECT_HAS(second.err, "4 of 6 cells in 1 tasks");
   EXPECT_EQ(Status()["counts"], (Json{{"done", 4}, {"queued", 2}}));
   Write("queue", "");
   EXPECT_HAS(Submit().err, "2 of 6 cells");
   EXPECT_EQ(Status()["counts"], (Json{{"done", 6}}));
-  EXPECT_EQ(Call("collect s.toml").exit_code, 0);
+  EXPECT_EQ(Call("collect s.toml").code, 0);
 }
 
 TEST_F(SweepClusterTest, ATaskThatRunsOutOfTimeIsRequeued) {
   Write("base.toml", "[fault]\nstep_ms = 100\n[train]\nsteps = 50\n");
   Write("wait", "");
-  ASSERT_EQ(Submit("--cells-per-task=3").exit_code, 0);
+  ASSERT_EQ(Submit("--cells-per-task=3").code, 0);
   Process task =
       Start("task runs/s/slurm/0 --task 1 --jobs 1",
             "SLURM_ARRAY_JOB_ID=12 SLURM_ARRAY_TASK_ID=1 SLURM_JOB_ID=12 PATH=$PWD/bin:$PATH");
@@ -112,7 +112,7 @@ TEST_F(SweepClusterTest, RefusesByName) {
                 {"sbatch refuses the job: sbatch: error: Unable to contact slurm controller"});
   ExpectOneLine(Submit(), 1, {"squeue says nothing", "runs/s", "no answer"});
   fs::remove(scratch_ / "refuse");
-  ASSERT_EQ(Submit("--cells-per-task=6").exit_code, 0);
+  ASSERT_EQ(Submit("--cells-per-task=6").code, 0);
   ExpectOneLine(Call("task runs/s/slurm/1 --task 1"), 2,
                 {"runs/s/slurm/1: has tasks 0 to 0, not 1"});
   ExpectOneLine(Call("task runs/s --task 0"), 3, {"runs/s/tasks.json: is missing"});

@@ -44,8 +44,8 @@ TEST_F(SweepTest, CellsAreStartedInTheOrderThatTheSweepNames) {
         kHead + "order = [\"seed\", \"case\"]\n" + kVariants +
             "[cases]\nshort = { train.steps = 3 }\nlong = { train.steps = 9, axes.seed = [5, 1, 0] "
             "}\n[axes]\nseed = [1, 0]\n");
-  const Output run = Call("run s.toml --jobs 1");
-  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const Result run = Call("run s.toml --jobs 1");
+  ASSERT_EQ(run.code, 0) << run.err;
   std::vector<size_t> places;
   for (const char* name :
        {"/short/seed=1", "/long/seed=5", "/short/seed=0", "/long/seed=1", "/long/seed=0"}) {
@@ -76,8 +76,8 @@ TEST_F(SweepTest, ACaseMayHaveValuesOfItsOwnForAnAxis) {
 TEST_F(SweepTest, PlanListsEveryCellAndWritesNothing) {
   Write("s.toml",
         kHead + kVariants + "[axes]\nmodel.d_model = [8, 32]\ntask.name = [\"recall\"]\n");
-  const Output table = Call("plan s.toml");
-  EXPECT_EQ(table.exit_code, 0) << table.err;
+  const Result table = Call("plan s.toml");
+  EXPECT_EQ(table.code, 0) << table.err;
   ExpectParts(table.out, {"Who wins?", "rnn/d_model=8", "attention/d_model=32", "3200", "3180",
                           "1.00M", "4 cells"});
   const Json json = Json::parse(Call("plan s.toml --json --jobs 2").out);
@@ -100,11 +100,11 @@ TEST_F(SweepTest, AnAxisMayHoldLists) {
 
 TEST_F(SweepTest, TheBaseIsLookedForBesideTheSweepThenInTheWorkingDirectory) {
   Write("sweeps/s.toml", std::string("base = \"../base.toml\"\n") + kVariants);
-  EXPECT_EQ(Call("plan sweeps/s.toml").exit_code, 0);
+  EXPECT_EQ(Call("plan sweeps/s.toml").code, 0);
   Write("sweeps/s.toml", kHead + kVariants);
-  EXPECT_EQ(Call("plan sweeps/s.toml").exit_code, 0);
+  EXPECT_EQ(Call("plan sweeps/s.toml").code, 0);
   Write("sweeps/base.toml", "nonsense = 1\n");
-  EXPECT_EQ(Call("plan sweeps/s.toml").exit_code, 2);
+  EXPECT_EQ(Call("plan sweeps/s.toml").code, 2);
 }
 
 TEST(Makespan, IsThatOfWorkersThatTakeTheNextCell) {
@@ -117,8 +117,8 @@ TEST(Makespan, IsThatOfWorkersThatTakeTheNextCell) {
 // Bad input
 
 TEST_F(SweepTest, RefusesASweepFileThatIsMissing) {
-  const Output output = Call("plan none.toml");
-  EXPECT_EQ(output.exit_code, 2);
+  const Result output = Call("plan none.toml");
+  EXPECT_EQ(output.code, 2);
   EXPECT_EQ(output.err, "weft sweep: none.toml: there is no such sweep file\n");
 }
 TEST_F(SweepTest, RefusesTextThatIsNotToml) {
@@ -166,9 +166,9 @@ TEST_F(SweepTest, MatchedCellsRunWithTheValueThatWasSolved) {
   ASSERT_EQ(sweep.cells[3].reference.size(), 3u);
   EXPECT_EQ(ToToml(sweep.cells[3].reference[0].value), "[\"gated_delta\"]");
   EXPECT_EQ(sweep.cells[3].reference[2].path, "seed");
-  const Output plan = Call("plan s.toml");
+  const Result plan = Call("plan s.toml");
   ExpectParts(plan.out, {"matched by", "residual", "model.d_model=48", "+0.250 %"});
-  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  ASSERT_EQ(Call("run s.toml").code, 0);
   const H5Table cells = Collected("/cells");
   EXPECT_EQ(cells.Numbers("matched_value"), (std::vector<double>{0, 0, 48, 48}));
   EXPECT_EQ(cells.Numbers("residual_percent")[3], 0.25);
@@ -272,10 +272,10 @@ TEST_F(SweepTest, RefusesABaseWithAnUnknownKey) {
 }
 TEST_F(SweepTest, RefusesAnUnknownActionAndConfigKeys) {
   Write("s.toml", kHead + kVariants);
-  EXPECT_EQ(Call("start s.toml").exit_code, 2);
-  EXPECT_EQ(Call("plan").exit_code, 2);
-  EXPECT_EQ(Call("plan s.toml --jobs 0").exit_code, 2);
-  EXPECT_EQ(Call("plan s.toml --seed=3").exit_code, 2);
+  EXPECT_EQ(Call("start s.toml").code, 2);
+  EXPECT_EQ(Call("plan").code, 2);
+  EXPECT_EQ(Call("plan s.toml --jobs 0").code, 2);
+  EXPECT_EQ(Call("plan s.toml --seed=3").code, 2);
   for (const auto& [options, part] :
        {std::pair{"--jobs=2 --per-device=2", "--jobs excludes --per-device"},
         {"--per-device=0", "--per-device"},
@@ -296,7 +296,7 @@ TEST_F(SweepTest, StatusAndCollectNeedASweepThatWasStarted) {
   }
   Write("runs/s/sweep.json", "{\"study\":");
   Write("runs/s/sweep.toml", "");
-  EXPECT_EQ(Call("status s.toml").exit_code, 3);
+  EXPECT_EQ(Call("status s.toml").code, 3);
 }
 TEST_F(SweepTest, AnUnwritableOutIsOneLine) {
   Write("s.toml", kHead + kVariants);
@@ -310,8 +310,8 @@ TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   Write("s.toml", kHead + kVariants +
                       "[cases]\nr = { task.name = \"recall\" }\nt = { task.name = "
                       "\"state_tracking\" }\n[axes]\nseed = [0, 1]\n");
-  const Output first = Call("run s.toml --jobs 3");
-  EXPECT_EQ(first.exit_code, 0) << first.err;
+  const Result first = Call("run s.toml --jobs 3");
+  EXPECT_EQ(first.code, 0) << first.err;
   EXPECT_EQ(first.out, "runs/s/sweep.h5\n");
   EXPECT_EQ(std::count(first.err.begin(), first.err.end(), '\n'), 8) << first.err;
   EXPECT_HAS(first.err, "[8/8] ");
@@ -348,7 +348,7 @@ TEST_F(SweepTest, RunsAllCellsCollectsThemAndRunsThemOnlyOnce) {
   }
 
   const std::string log = "runs/s/" + texts(cells, "run_id")[0] + "/log.txt", before = Read(log);
-  EXPECT_EQ(Call("run s.toml").exit_code, 0);
+  EXPECT_EQ(Call("run s.toml").code, 0);
   EXPECT_EQ(Read(log), before);
 }
 
@@ -360,8 +360,8 @@ TEST_F(SweepTest, GpusShareTheCells) {
   const auto used = [&](const std::string& options) {
     fs::remove_all(scratch_ / "runs");
     fs::remove(scratch_ / "gpus.txt");
-    const Output output = Call("run s.toml " + options, "CUDA_VISIBLE_DEVICES=4,7");
-    EXPECT_EQ(output.exit_code, 0) << output.err;
+    const Result output = Call("run s.toml " + options, "CUDA_VISIBLE_DEVICES=4,7");
+    EXPECT_EQ(output.code, 0) << output.err;
     std::istringstream lines(Read("gpus.txt"));
     std::map<std::string, int> most, cells;
     std::string gpu;
@@ -381,11 +381,11 @@ TEST_F(SweepTest, GpusShareTheCells) {
 
 TEST_F(SweepTest, ASweepThatGrewRunsTheNewCellsOnly) {
   Write("s.toml", kHead + kVariants + "[axes]\nseed = [0]\n");
-  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  ASSERT_EQ(Call("run s.toml").code, 0);
   Write("s.toml", kHead + kVariants + "[axes]\nseed = [0, 1]\n");
   EXPECT_HAS(Call("status s.toml").err, "has changed");
-  const Output output = Call("run s.toml");
-  EXPECT_EQ(output.exit_code, 0);
+  const Result output = Call("run s.toml");
+  EXPECT_EQ(output.code, 0);
   EXPECT_HAS(output.err, "2 of 4 cells have ended before");
   EXPECT_EQ(Status()["counts"]["done"], 4);
 }
@@ -394,8 +394,8 @@ TEST_F(SweepTest, AFailedCellStopsNoOtherAndIsTriedAgain) {
   Write("s.toml", kHead +
                       "[variants]\ngood = { seed = 1 }\nbad = { fault.exit_code = 1 }\nworse = { "
                       "fault.kill_at = 1 }\nfine = { seed = 2 }\n");
-  const Output output = Call("run s.toml --jobs 1");
-  EXPECT_EQ(output.exit_code, 1);
+  const Result output = Call("run s.toml --jobs 1");
+  EXPECT_EQ(output.code, 1);
   EXPECT_HAS(output.err, "bad: failed with exit code 1: weft train: the fault that was asked for");
   EXPECT_HAS(output.err, "worse: failed with exit code 137: killed by signal 9");
   EXPECT_HAS(output.err, "these cells failed:");
@@ -415,21 +415,21 @@ TEST_F(SweepTest, AFailedCellStopsNoOtherAndIsTriedAgain) {
   for (const auto& [name, value] : ReadAttributes(path, "/")) attributes[name] = value;
   EXPECT_EQ(std::get<int64_t>(attributes["cells_done"]), 2);
   EXPECT_EQ(std::get<int64_t>(attributes["cells_left_out"]), 2);
-  EXPECT_EQ(Call("collect s.toml --unfinished").exit_code, 0);
+  EXPECT_EQ(Call("collect s.toml --unfinished").code, 0);
   EXPECT_EQ(Collected("/train").rows(), 8 + 2 + 1);
 
   // Both faults strike at a step that lies behind the resumed runs.
-  EXPECT_EQ(Call("resume s.toml").exit_code, 0);
+  EXPECT_EQ(Call("resume s.toml").code, 0);
   EXPECT_EQ(Status()["counts"]["done"], 4);
 }
 
 TEST_F(SweepTest, ASlimFileHasMeansOfTheCurvesAndEverythingElse) {
   Write("s.toml", kHead + kVariants + "[axes]\ntrain.steps = [40, 300]\n");
-  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  ASSERT_EQ(Call("run s.toml").code, 0);
   const std::string path = scratch_ / "runs/s/sweep.h5";
   const H5Table whole = Collected("/train"), cells = Collected("/cells"), eval = Collected("/eval");
   ASSERT_EQ(whole.rows(), 2 * (40 + 300));
-  ASSERT_EQ(Call("collect s.toml --slim").exit_code, 0);
+  ASSERT_EQ(Call("collect s.toml --slim").code, 0);
   const H5Table slim = Collected("/train");
   std::map<double, std::vector<size_t>> rows;
   const auto cell = slim.Numbers("cell"), step = slim.Numbers("step"),
@@ -466,21 +466,21 @@ TEST_F(SweepTest, ASlimFileHasMeansOfTheCurvesAndEverythingElse) {
 
 TEST_F(SweepTest, ADivergedCellIsAFailureThatIsNotRepeated) {
   Write("s.toml", kHead + "[variants]\nbad = { fault.exit_code = 4 }\ngood = { seed = 1 }\n");
-  EXPECT_EQ(Call("run s.toml").exit_code, 1);
+  EXPECT_EQ(Call("run s.toml").code, 1);
   EXPECT_EQ(Status()["cells"][0]["state"], "diverged");
-  const Output again = Call("run s.toml");
-  EXPECT_EQ(again.exit_code, 1);
+  const Result again = Call("run s.toml");
+  EXPECT_EQ(again.code, 1);
   EXPECT_HAS(again.err, "bad: diverged before");
   EXPECT_EQ(Status()["cells"][0]["step"], 2);
 }
 
 TEST_F(SweepTest, ACellThatFailsBeforeItHasADirectoryIsReported) {
   Write("s.toml", kHead + kVariants);
-  ASSERT_EQ(Call("plan s.toml").exit_code, 0);
+  ASSERT_EQ(Call("plan s.toml").code, 0);
   const std::string id = Plan()["cells"][0]["run_id"];
   Write("runs/s/" + id, "a file where the directory should be");
-  const Output output = Call("run s.toml");
-  EXPECT_EQ(output.exit_code, 1);
+  const Result output = Call("run s.toml");
+  EXPECT_EQ(output.code, 1);
   const Json status = Status();
   EXPECT_EQ(status["cells"][0]["state"], "failed");
   EXPECT_HAS(status["cells"][0]["message"].get<std::string>(), id);
@@ -489,26 +489,26 @@ TEST_F(SweepTest, ACellThatFailsBeforeItHasADirectoryIsReported) {
 
 TEST_F(SweepTest, ACellThatAsksToBeRunAgainIs) {
   Write("s.toml", kHead + "[variants]\na = { fault.requeue_at = 2 }\nb = { seed = 1 }\n");
-  const Output output = Call("run s.toml");
-  EXPECT_EQ(output.exit_code, 0) << output.err;
+  const Result output = Call("run s.toml");
+  EXPECT_EQ(output.code, 0) << output.err;
   EXPECT_HAS(output.err, "a: asked to be run again at step 2 of 4");
 }
 
 TEST_F(SweepTest, ABrokenJournalIsNamedAndTheOthersAreCollected) {
   Write("s.toml", kHead + kVariants);
-  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  ASSERT_EQ(Call("run s.toml").code, 0);
   const std::string id = Status()["cells"][0]["run_id"];
   const std::string journal = Read("runs/s/" + id + "/journal.jsonl");
   Write("runs/s/" + id + "/journal.jsonl", "nonsense\n" + journal);
-  const Output output = Call("collect s.toml");
-  EXPECT_EQ(output.exit_code, 3);
+  const Result output = Call("collect s.toml");
+  EXPECT_EQ(output.code, 3);
   EXPECT_HAS(output.err, id + "/journal.jsonl");
   EXPECT_EQ(Collected("/eval").rows(), 2);
 }
 
 TEST_F(SweepTest, ABrokenStatusIsThatCellsFailure) {
   Write("s.toml", kHead + kVariants);
-  ASSERT_EQ(Call("run s.toml").exit_code, 0);
+  ASSERT_EQ(Call("run s.toml").code, 0);
   const std::string id = Status()["cells"][0]["run_id"];
   Write("runs/s/" + id + "/status.json", "{\"state\"");
   EXPECT_EQ(Status()["cells"][0]["state"], "failed");
@@ -518,8 +518,8 @@ TEST_F(SweepTest, ABrokenStatusIsThatCellsFailure) {
 
 TEST_F(SweepTest, ACellThatAsksTooOftenFails) {
   Write("s.toml", kHead + "[variants]\na = { fault.always_requeue = true }\n");
-  const Output output = Call("run s.toml");
-  EXPECT_EQ(output.exit_code, 1);
+  const Result output = Call("run s.toml");
+  EXPECT_EQ(output.code, 1);
   EXPECT_HAS(output.err, "a: failed with exit code 75");
 }
 

@@ -49,8 +49,8 @@ TEST_F(SweepSignalTest, KillNineLosesNothing) {
   sweep.Send(SIGKILL);
   EXPECT_EQ(sweep.Wait(), 137);
   // At once, while the orphans write their checkpoints.
-  const Output second = Call("run s.toml --jobs 2");
-  EXPECT_EQ(second.exit_code, 0) << second.err;
+  const Result second = Call("run s.toml --jobs 2");
+  EXPECT_EQ(second.code, 0) << second.err;
   ExpectEveryStepOnce();
   EXPECT_EQ(RunsWithSteps(), 4);
 }
@@ -72,7 +72,7 @@ TEST_F(SweepSignalTest, TerminationWaitsForTheChildrenAndExitsWith75) {
   EXPECT_EQ(CountRuns(IsBeingWritten), 0);
   EXPECT_HAS(sweep.err(), "continue with: weft sweep run s.toml");
   EXPECT_EQ(Status()["counts"]["stopped"], 2);
-  EXPECT_EQ(Call("run s.toml").exit_code, 0);
+  EXPECT_EQ(Call("run s.toml").code, 0);
   ExpectEveryStepOnce();
 }
 
