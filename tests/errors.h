@@ -30,6 +30,10 @@ template <class Action>
 std::string UsageError(const Action& action) {
   return ErrorOf(ExitCode::kUsage, action);
 }
+template <class Action>
+std::string CheckError(const Action& action) {
+  return ErrorOf(ExitCode::kFailure, action);
+}
 
 #define EXPECT_HAS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
 

@@ -6,12 +6,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace weft {
@@ -52,6 +56,17 @@ inline std::vector<std::string> Lines(const std::string& text) {
   return lines;
 }
 
+// Whether `ready` comes true in that time.
+template <class Ready>
+bool Within(std::chrono::seconds limit, const Ready& ready) {
+  for (const auto end = std::chrono::steady_clock::now() + limit;
+       std::chrono::steady_clock::now() < end;
+       std::this_thread::sleep_for(std::chrono::milliseconds(10))) {
+    if (ready()) return true;
+  }
+  return false;
+}
+
 // A program that runs in `directory`; its stdout and stderr go to the files "stdout" and "stderr"
 // there.
 class Process {
@@ -75,7 +90,8 @@ class Process {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
-  Process(const Process&) = delete;
+  Process(Process&& other) noexcept
+      : directory_(other.directory_), pid_(std::exchange(other.pid_, 0)), status_(other.status_) {}
 
   // False when it has ended, by itself or by an earlier signal.
   bool Send(int signal) { return !Ended() && kill(pid_, signal) == 0; }
@@ -98,15 +114,37 @@ class Process {
   int status_ = 0;
 };
 
+struct Result {
+  int code;  // as Process::Wait gives it
+  std::string out, err;
+};
+inline Result ResultOf(const std::string& directory, const std::vector<std::string>& command) {
+  Process process(directory, command);
+  const int code = process.Wait();
+  return {code, process.out(), process.err()};
+}
+
+inline void ExpectParts(const std::string& text, const std::vector<std::string>& parts) {
+  for (const std::string& part : parts)
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in:\n" << text;
+}
+
+// It has ended with that code and with one line on stderr that has all of `parts`.
+inline void ExpectOneLine(const Result& result, int code, const std::vector<std::string>& parts) {
+  EXPECT_EQ(result.code, code) << result.err;
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  ExpectParts(result.err, parts);
+}
+
 // What a Python program prints; the test fails when the program does.
 inline std::string Python(const Scratch& scratch, const std::string& program,
                           const std::vector<std::string>& arguments = {}) {
   Spill(scratch / "program.py", program);
   std::vector<std::string> command = {"/usr/bin/python3", "program.py"};
   command.insert(command.end(), arguments.begin(), arguments.end());
-  Process process(scratch.path(), command);
-  EXPECT_EQ(process.Wait(), 0) << process.err();
-  return process.out();
+  const Result result = ResultOf(scratch.path(), command);
+  EXPECT_EQ(result.code, 0) << result.err;
+  return result.out;
 }
 
 // A program of this build.

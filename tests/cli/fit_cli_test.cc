@@ -21,15 +21,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-struct Result {
-  int code;
-  std::string out, err;
-};
 Result Fit(const Scratch& scratch, std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), Program("fit"));
-  Process process(scratch.path(), arguments);
-  const int code = process.Wait();
-  return {code, process.out(), process.err()};
+  return ResultOf(scratch.path(), arguments);
 }
 
 // A law and losses of it at some sizes and token counts.
@@ -573,9 +567,7 @@ Result Report(const Scratch& scratch, std::vector<std::string> arguments) {
   const std::vector<std::string> head = {WEFT_SOURCE_DIR "/analysis/weft-report", "--fit",
                                          Program("fit")};
   arguments.insert(arguments.begin(), head.begin(), head.end());
-  Process process(scratch.path(), arguments);
-  const int code = process.Wait();
-  return {code, process.out(), process.err()};
+  return ResultOf(scratch.path(), arguments);
 }
 
 // One cell failed; sizes and token counts such that budgets have several sizes.

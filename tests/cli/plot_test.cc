@@ -1,8 +1,6 @@
 // links: weft_run
 // weft-plot as a user calls it: files, numbers and errors.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -24,26 +22,16 @@ using Integers = std::vector<int64_t>;
 using Numbers = std::vector<double>;
 using Texts = std::vector<std::string>;
 
-struct Output {
-  int exit_code;
-  std::string out, err;
-};
-
 class PlotTest : public testing::Test {
  protected:
-  Output Call(const std::string& arguments, const std::string& program = "weft-plot") const {
-    const std::string command = "cd '" + root_ + "' && '" WEFT_SOURCE_DIR "/analysis/" + program +
-                                "' " + arguments + " >out.txt 2>err.txt";
-    const int status = std::system(command.c_str());
-    return {WEXITSTATUS(status), ReadFile(root_ + "/out.txt"), ReadFile(root_ + "/err.txt")};
+  Result Call(const std::string& arguments, const std::string& program = "weft-plot") const {
+    return ResultOf(
+        root_, {"/bin/sh", "-c", "'" WEFT_SOURCE_DIR "/analysis/" + program + "' " + arguments});
   }
-  void ExpectRefused(const std::string& arguments, const Texts& parts, int exit_code = 3) const {
-    const Output output = Call(arguments);
-    EXPECT_EQ(output.exit_code, exit_code) << output.err;
-    EXPECT_EQ(std::count(output.err.begin(), output.err.end(), '\n'), 1) << output.err;
-    EXPECT_TRUE(output.out.empty()) << output.out;
-    for (const std::string& part : parts)
-      EXPECT_NE(output.err.find(part), std::string::npos) << part << " in: " << output.err;
+  void ExpectRefused(const std::string& arguments, const Texts& parts, int code = 3) const {
+    const Result result = Call(arguments);
+    ExpectOneLine(result, code, parts);
+    EXPECT_TRUE(result.out.empty()) << result.out;
   }
   void ExpectImages(const std::string& directory, const std::string& name,
                     const Texts& labels) const {
@@ -179,8 +167,8 @@ class PlotTest : public testing::Test {
 
 TEST_F(PlotTest, ASweepBecomesFiguresAndTheTableOfItsLastEvaluations) {
   WriteSweep("sweep.h5");
-  const Output output = Call(". --table");
-  EXPECT_EQ(output.exit_code, 0) << output.err;
+  const Result output = Call(". --table");
+  EXPECT_EQ(output.code, 0) << output.err;
   EXPECT_EQ(
       output.out,
       "recall, accuracy at     seeds  pass rate  95 % interval  median        range  best run  "
@@ -354,8 +342,8 @@ TEST_F(PlotTest, TheBestOverAnAxisIsChosenPerSeedAndSaysSo) {
                 {"sweep.h5: has no axis optim.beta2", "it has optim.lr"});
   ExpectRefused("sweep.h5 --best-over=seed", {"sweep.h5: has no axis seed"});
   for (const char* bar : {"0", "1.01", "nan", "all"}) {
-    const Output refused = Call(std::string("sweep.h5 --pass=") + bar);
-    EXPECT_EQ(refused.exit_code, 2);
+    const Result refused = Call(std::string("sweep.h5 --pass=") + bar);
+    EXPECT_EQ(refused.code, 2);
     EXPECT_NE(refused.err.find(Cat("is ", bar, ", expected an accuracy in (0, 1]")),
               std::string::npos)
         << refused.err;
@@ -415,8 +403,8 @@ TEST_F(PlotTest, AnswersMayBeGradedBySampleAndFromChance) {
 
 TEST_F(PlotTest, AReportHasTheSameEvidence) {
   WriteSearch("sweep.h5");
-  const Output output = Call(". --best-over=optim.lr", "weft-report");
-  ASSERT_EQ(output.exit_code, 0) << output.err;
+  const Result output = Call(". --best-over=optim.lr", "weft-report");
+  ASSERT_EQ(output.code, 0) << output.err;
   const std::string page = ReadFile(root_ + "/report.html");
   for (const char* part : {"<th>pass rate</th><th>pass low</th><th>pass high</th><th>median</th>",
                            "<td title=\"0.75\">",
@@ -433,15 +421,15 @@ TEST_F(PlotTest, AReportHasTheSameEvidence) {
 
 TEST_F(PlotTest, AnyFigureGoesIntoTheFileThatWasAskedFor) {
   WriteSearch("sweep.h5");
-  const Output svg = Call("sweep.h5 --figure pass-rate --best-over=optim.lr -o deep/rate.svg");
-  EXPECT_EQ(svg.exit_code, 0) << svg.err;
+  const Result svg = Call("sweep.h5 --figure pass-rate --best-over=optim.lr -o deep/rate.svg");
+  EXPECT_EQ(svg.code, 0) << svg.err;
   EXPECT_EQ(svg.err, "deep/rate.svg\n");
   const std::string text = ReadFile(root_ + "/deep/rate.svg");
   for (const char* label : {">rnn<", ">seeds with accuracy of at least 0.99<", ">difficulty<"})
     EXPECT_NE(text.find(label), std::string::npos) << label;
-  EXPECT_EQ(Call("sweep.h5 --figure accuracy -o a.pdf").exit_code, 0);
+  EXPECT_EQ(Call("sweep.h5 --figure accuracy -o a.pdf").code, 0);
   EXPECT_TRUE(ReadFile(root_ + "/a.pdf").starts_with("%PDF"));
-  EXPECT_EQ(Call("sweep.h5 --figure accuracy -o again.pdf").exit_code, 0);
+  EXPECT_EQ(Call("sweep.h5 --figure accuracy -o again.pdf").code, 0);
   EXPECT_EQ(ReadFile(root_ + "/a.pdf"), ReadFile(root_ + "/again.pdf"));
   EXPECT_EQ(Call("sweep.h5 --figure loss").err, "loss.svg\n");
   ExpectRefused("sweep.h5 --figure state", {"sweep.h5: has nothing to draw as state"});
@@ -449,9 +437,9 @@ TEST_F(PlotTest, AnyFigureGoesIntoTheFileThatWasAskedFor) {
                 {"sweep.h5: has nothing to draw as savings: table /cells has no column exit_code"});
   ExpectRefused("sweep.h5 --figure savings --fit gone/weft-fit",
                 {"gone/weft-fit: is not there; build it with: ./weft build"});
-  EXPECT_EQ(Call("sweep.h5 --figure all").exit_code, 2);
-  const Output ending = Call("sweep.h5 --figure loss -o loss.jpg");
-  EXPECT_EQ(ending.exit_code, 2);
+  EXPECT_EQ(Call("sweep.h5 --figure all").code, 2);
+  const Result ending = Call("sweep.h5 --figure loss -o loss.jpg");
+  EXPECT_EQ(ending.code, 2);
   EXPECT_NE(ending.err.find("is loss.jpg, expected a name that ends in .svg, .pdf, .png"),
             std::string::npos)
       << ending.err;

@@ -4,10 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <functional>
 #include <set>
-#include <thread>
 
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
@@ -80,13 +77,6 @@ class Packed : public testing::Test {
     }
     return false;
   }
-  static bool Within(std::chrono::seconds limit, const std::function<bool()>& ready) {
-    for (const auto end = std::chrono::steady_clock::now() + limit;
-         std::chrono::steady_clock::now() < end; std::this_thread::sleep_for(2ms)) {
-      if (ready()) return true;
-    }
-    return false;
-  }
   // The process whose command line has --worker and runs in this test's directory; 0 = none.
   pid_t Worker() const {
     for (const auto& entry : fs::directory_iterator("/proc")) {
@@ -153,27 +143,27 @@ TEST_F(Packed, CellsEndAsInProcessesOfTheirOwnBesideOthersThatFail) {
 TEST_F(Packed, NoSignalChangesTheBits) {
   ASSERT_EQ(Run("own", "--jobs=2"), 0);
   const auto start = [&] {
-    auto sweep = std::make_unique<Process>(scratch_.path(), Command("shared", "--per-device=3"));
-    EXPECT_TRUE(Within(120s, [&] { return IsUnderWay(); })) << sweep->err();
+    Process sweep(scratch_.path(), Command("shared", "--per-device=3"));
+    EXPECT_TRUE(Within(120s, [&] { return IsUnderWay(); })) << sweep.err();
     return sweep;
   };
   for (const auto& [signal, code] : {std::pair{SIGTERM, 75}, {SIGINT, 130}}) {
-    const auto sweep = start();
-    ASSERT_TRUE(sweep->Send(signal));
-    EXPECT_EQ(sweep->Wait(), code) << sweep->err();
+    Process sweep = start();
+    ASSERT_TRUE(sweep.Send(signal));
+    EXPECT_EQ(sweep.Wait(), code) << sweep.err();
     ExpectNoneIsRunning();
   }
   {  // to the shared process alone: its cells ask to be run again, and are
-    const auto sweep = start();
+    Process sweep = start();
     SignalWorker(SIGUSR1);
     ASSERT_TRUE(Within(120s, [&] {
-      return sweep->err().find("asked to be run again") != std::string::npos;
-    })) << sweep->err();
+      return sweep.err().find("asked to be run again") != std::string::npos;
+    })) << sweep.err();
     // Without a word: they are run again on their own.
-    ASSERT_TRUE(Within(120s, [&] { return IsUnderWay(); })) << sweep->err();
+    ASSERT_TRUE(Within(120s, [&] { return IsUnderWay(); })) << sweep.err();
     SignalWorker(SIGKILL);
-    EXPECT_EQ(sweep->Wait(), 0) << sweep->err();
-    EXPECT_HAS(sweep->err(), "the process that it shared was killed by signal 9; it is run again");
+    EXPECT_EQ(sweep.Wait(), 0) << sweep.err();
+    EXPECT_HAS(sweep.err(), "the process that it shared was killed by signal 9; it is run again");
   }
   ExpectSameEnds("shared", "own");
 }

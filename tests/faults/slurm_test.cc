@@ -7,13 +7,10 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
-#include <chrono>
 #include <cstdlib>
-#include <functional>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
@@ -67,15 +64,6 @@ int FreePort() {
   getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
   close(fd);
   return ntohs(address.sin_port);
-}
-
-template <class Ready>
-bool Within(std::chrono::seconds limit, const Ready& ready) {
-  for (const auto end = std::chrono::steady_clock::now() + limit;
-       std::chrono::steady_clock::now() < end; std::this_thread::sleep_for(50ms)) {
-    if (ready()) return true;
-  }
-  return false;
 }
 
 class Slurm : public testing::Test {

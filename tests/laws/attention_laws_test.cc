@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -16,6 +15,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/base/rng.h"
 #include "kernels/qk_norm_rope/qk_norm_rope.h"
+#include "tests/errors.h"
 
 namespace weft {
 namespace {
@@ -306,31 +306,20 @@ TEST(AttentionLaw, NothingToAttendToIsNotAnError) {
   }
 }
 
-std::string MessageOf(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
 TEST(AttentionLaw, BadInputIsRefusedWithItsValue) {
   const auto documents = [](std::vector<int32_t> start) {
-    return MessageOf([&] { Problem<float>({.T = 3, .doc_start = start}).Run(); });
+    return CheckError([&] { Problem<float>({.T = 3, .doc_start = start}).Run(); });
   };
-  EXPECT_NE(documents({0, 0, 3}).find("doc_start[0, 2] is 3, expected 0 to 2"), std::string::npos);
-  EXPECT_NE(documents({0, 1, 0}).find("doc_start[0, 2] is 0, expected 1 to 2"), std::string::npos);
-  EXPECT_NE(documents({-1, 0, 0}).find("doc_start[0, 0] is -1"), std::string::npos);
-  EXPECT_NE(MessageOf([] { Problem<float>({.window = -1}).Run(); }).find("window is -1"),
-            std::string::npos);
-  EXPECT_NE(MessageOf([] { Problem<float>({.H = 3, .Hkv = 2}).Run(); }).find("3 query heads"),
-            std::string::npos);
+  EXPECT_HAS(documents({0, 0, 3}), "doc_start[0, 2] is 3, expected 0 to 2");
+  EXPECT_HAS(documents({0, 1, 0}), "doc_start[0, 2] is 0, expected 1 to 2");
+  EXPECT_HAS(documents({-1, 0, 0}), "doc_start[0, 0] is -1");
+  EXPECT_HAS(CheckError([] { Problem<float>({.window = -1}).Run(); }), "window is -1");
+  EXPECT_HAS(CheckError([] { Problem<float>({.H = 3, .Hkv = 2}).Run(); }), "3 query heads");
   Problem<float> p({.T = 3});
   AttentionFwd f = p.Fwd();
   f.k = f.k.Slice(1, 0, 2);
   f.v = f.v.Slice(1, 0, 2);
-  EXPECT_NE(MessageOf([&] { f.Check(); }).find("3 queries but 2 keys"), std::string::npos);
+  EXPECT_HAS(CheckError([&] { f.Check(); }), "3 queries but 2 keys");
 }
 
 TEST(AttentionLaw, PairsAreCounted) {
@@ -404,12 +393,12 @@ TEST(RopeLaw, OneTokenAtATimeHasTheBitsOfTheWhole) {
 TEST(RopeLaw, BadInputIsRefusedWithItsValue) {
   std::vector<double> x(15), y;
   QkNormRopeFwd f = Rope(x, y, 3, 5, 0);
-  EXPECT_NE(MessageOf([&] { f.Check(); }).find("head dimension is 5"), std::string::npos);
+  EXPECT_HAS(CheckError([&] { f.Check(); }), "head dimension is 5");
   f = Rope(x, y, 5, 2, -4);
-  EXPECT_NE(MessageOf([&] { f.Check(); }).find("offset is -4"), std::string::npos);
+  EXPECT_HAS(CheckError([&] { f.Check(); }), "offset is -4");
   f = Rope(x, y, 5, 2, 0);
   f.theta = 0.5;
-  EXPECT_NE(MessageOf([&] { f.Check(); }).find("theta is 0.5"), std::string::npos);
+  EXPECT_HAS(CheckError([&] { f.Check(); }), "theta is 0.5");
 }
 
 }  // namespace

@@ -20,6 +20,7 @@
 #include "kernels/matmul/gemm_amx.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/swiglu/swiglu.h"
+#include "tests/errors.h"
 
 namespace weft {
 namespace {
@@ -35,13 +36,10 @@ TensorView View(std::vector<int32_t>& v, std::initializer_list<int64_t> shape) {
 }
 
 std::string ErrorOf(const auto& op) {
-  try {
+  return CheckError([&] {
     Stream stream(std::in_place_type<CpuStream>, 2);
     Launch(stream, op);
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
+  });
 }
 
 struct Loss {

@@ -2,17 +2,15 @@
 // What the tests of tasks share.
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <cstdio>
-#include <fstream>
 #include <map>
-#include <sstream>
 
 #include "arch/core/config.h"
 #include "kernels/base/check.h"
 #include "synth-tasks/core/task.h"
+#include "tests/errors.h"
+#include "tests/process.h"
 
 namespace weft {
 
@@ -76,35 +74,12 @@ inline int64_t CountOf(const std::string& part, const std::string& text) {
   for (size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++count;
   return count;
 }
-inline std::vector<std::string> Lines(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  return lines;
-}
-template <class Function>
-std::string UsageError(Function&& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::kUsage) << error.what();
-    return error.what();
-  }
-  return "no error";
-}
 
-// Runs a Python script on the path of a file that holds `input`; returns the number it prints.
+// What a Python script prints, a number, when it is given the path of a file that holds `input`.
 inline int64_t RunPython(const std::string& script, const std::string& input) {
-  const std::string base = testing::TempDir() + "weft_task_programs_" + std::to_string(getpid());
-  std::ofstream(base, std::ios::binary) << input;
-  std::ofstream(base + ".py") << script;
-  FILE* pipe = popen(("python3 '" + base + ".py' '" + base + "'").c_str(), "r");
-  long long number = -1;
-  if (fscanf(pipe, "%lld", &number) != 1) number = -1;
-  EXPECT_EQ(pclose(pipe), 0);
-  std::remove(base.c_str());
-  std::remove((base + ".py").c_str());
-  return number;
+  const Scratch scratch;
+  Spill(scratch / "input", input);
+  return std::stoll(Python(scratch, script, {"input"}));
 }
 
 // Counts against equal expectations: at most 5 sigma above the mean of chi squared.
