@@ -140,6 +140,8 @@ def read_sweep(path, results):
             raise StudyError(f"{path}: /eval names cell {cell}, but /cells has {len(keys)} rows")
         name = text(evals["name"][r])
         kind[cell] = name
+        if results.cells[cell]["state"] == "diverged":
+            continue  # what it was measured at before is no result
         results.evals.append({**keys[cell], "name": name, **eval_row(evals, r, results.metric)})
     for cell in np.unique(train["cell"]):
         if not 0 <= cell < len(keys):

@@ -31,7 +31,9 @@ class Source {
   virtual void Fill(int64_t index, const Row& row) const = 0;
 };
 
-// Samples of a task, packed whole into rows; what is left of a row is padding without labels.
+// Samples of a task, packed whole into rows; what is left of a row is padding without labels. The
+// sample that no longer fits is left out by Fill: where lengths vary, the longer are somewhat rarer
+// in training than the task draws them.
 class TaskSource : public Source {
  public:
   // kAnswers keeps the labels of every sample's answers only: strict evaluation.

@@ -68,6 +68,7 @@ class Planner {
     bool on_gpu;
   };
   Run Of(Experiment& e) {
+    CheckStages(e);
     const Device device = ChooseDevice(e);
     const std::vector<ConfigField> fields = e.Fields();
     std::vector<ConfigField> priced;

@@ -156,6 +156,18 @@ void CountParts(const Model& model, int64_t T, RunPlan& plan) {
 
 Model ModelOf(const Experiment& e) { return Model(ModelFor(e, VocabOf(e)), *e.mixers); }
 
+void CheckStages(const Experiment& e) {
+  if (!e.task) return;
+  const std::unique_ptr<Task> task = e.task->Make();
+  int64_t begin = 0;  // the earliest step of the stage
+  for (const CurriculumStage& stage : task->Curriculum()) {
+    if (begin >= e.train.steps) break;
+    TaskSource::CheckLength(*task, stage.difficulty, e.train.length);
+    begin +=
+        stage.promote_accuracy > 0 ? std::min(stage.steps, e.train.curriculum_every) : stage.steps;
+  }
+}
+
 RunPlan PlanRun(const Experiment& e, const Device& device, bool training, int64_t accumulate) {
   Model model = ModelOf(e);
   RunPlan plan;
@@ -278,7 +290,7 @@ void Trainer::OpenData() {
   if (e.task) {
     task_ = e.task->Make();
     stages_ = task_->Curriculum();
-    CheckTask();
+    CheckStages(e);
     return;
   }
   if (e.data.random > 0) {
@@ -298,17 +310,6 @@ void Trainer::OpenData() {
   if (e.data.held_out > 0) {
     held_out_text_ = std::make_unique<TextSource>(*text_, Split::kEval, e.DataSeed(),
                                                   e.train.length, e.data.documents);
-  }
-}
-
-// What a later stage would trip over is found before the first step.
-void Trainer::CheckTask() const {
-  int64_t begin = 0;  // the earliest step of the stage
-  for (const CurriculumStage& stage : stages_) {
-    if (begin >= e_.train.steps) break;
-    TaskSource::CheckLength(*task_, stage.difficulty, e_.train.length);
-    begin +=
-        stage.promote_accuracy > 0 ? std::min(stage.steps, e_.train.curriculum_every) : stage.steps;
   }
 }
 

@@ -40,6 +40,9 @@ struct RunPlan {
 RunPlan PlanRun(const Experiment& experiment, const Device& device, bool training = true,
                 int64_t accumulate = 0);
 
+// Error kUsage when a stage of the curriculum that the run may reach has samples longer than a row.
+void CheckStages(const Experiment& experiment);
+
 // The model of an experiment, without memory behind it.
 Model ModelOf(const Experiment& experiment);
 
@@ -104,7 +107,6 @@ class Trainer {
 
   void Begin(bool op_by_op);
   void OpenData();
-  void CheckTask() const;
   const Source& CurrentSource();
   void AdvanceCurriculum();
   // Fills a slot with the rows that the step after `progress_` reads.

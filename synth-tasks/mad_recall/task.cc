@@ -59,7 +59,7 @@ struct MadRecallConfig : LanguageConfig {
 // One to three different tokens.
 struct Motif {
   std::array<uint8_t, kLongestMotif> tokens;
-  uint32_t length = 0;
+  uint32_t length;  // not initialised: a sample may hold thousands
   // Different for different motifs, never 0.
   uint32_t Code() const {
     uint32_t code = 0;

@@ -269,6 +269,8 @@ const std::vector<Case> kCases = {
      "finish --train.batch=1000000 --train.accumulate=1000000 --train.length=65536", 5,
      {"out of memory", "reduce train.batch"}},
     {"DryRunIsCheckedToo", "", "finish --dry-run --mixer.attention.heads=3", 2, {"d_model = 16"}},
+    {"DryRunChecksTheStages", "", "finish --dry-run --train.length=32", 2,
+     {"train.length = 32 is too short", "difficulty 8"}},
 
     // Text
     {"TextMissing", "", "$train text.toml --out out --data.path=none", 3,

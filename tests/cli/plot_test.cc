@@ -378,6 +378,12 @@ TEST_F(PlotTest, ADivergedSeedDidNotPassAndAQueuedOneDoesNotCount) {
   const Json row = Json::parse(Call("search.h5 --json --best-over=optim.lr").out)["accuracy"][0];
   EXPECT_EQ(row["evidence"]["8"]["seeds"], 2);
   EXPECT_EQ(row["evidence"]["8"]["passed"], 1);
+  // What it was measured at before it diverged is no result.
+  WriteRecall("partial.h5", {{"rnn", 0.001, 0, {0.5, 0.5}}, {"rnn", 0.001, 1, {1, 1}, "diverged"}});
+  const Json before = Json::parse(Call("partial.h5 --json").out)["accuracy"][0]["evidence"]["8"];
+  EXPECT_EQ(before["seeds"], 2);
+  EXPECT_EQ(before["passed"], 0);
+  EXPECT_EQ(before["best_run"], 0.5);
 }
 
 TEST_F(PlotTest, AnswersMayBeGradedBySampleAndFromChance) {

@@ -296,6 +296,13 @@ TEST(Tables15To17, AreThePublishedModelsAndSearch) {
   EXPECT_EQ(searched["state_based_recall"].size(), 4u);
 }
 
+// The figure sets accuracy at the greatest difficulty against the decode state of train.length
+// tokens.
+TEST(Mqar, TheHardestSampleHasTheLengthOfTheDecodeState) {
+  const auto e = Experiment::Load(WEFT_SOURCE_DIR "/experiments/mqar.toml", {});
+  EXPECT_EQ(e->task->Make()->MaxLength(e->eval.difficulties.back()), e->train.length);
+}
+
 TEST(Studies, CanAllBePlanned) {
   for (const char* name : {"olmo_hybrid_tables_15_17", "parity_and_groups", "mqar",
                            "recall_lengths", "code_execution"}) {

@@ -219,6 +219,7 @@ print(failed)
 
 TEST(CodeExecution, EveryFeatureHasItsKnob) {
   const std::map<std::string, std::vector<std::string>> marks = {
+      {"assignments", {"\na = b\n"}},
       {"swaps", {"a, b = b, a"}},
       {"arithmetic", {"a = (b + ", "a = (b - ", "a = (b * "}},
       {"lists", {"l = [", "a = l[b]", "l[b] = a"}},
@@ -242,6 +243,29 @@ TEST(CodeExecution, EveryFeatureHasItsKnob) {
       EXPECT_NE(with_all.find(part), with_all.npos) << part;
       EXPECT_EQ(without.find(part), without.npos) << part;
     }
+  }
+  const std::string error = UsageError([] {
+    MakeTask("code_execution", {"assignments=false", "swaps=false", "arithmetic=false",
+                                "lists=false", "calls=false"});
+  });
+  EXPECT_NE(error.find("are all false"), error.npos) << error;
+}
+
+// What is asked for last depends on every step: the numbers of the first line are never lost.
+TEST(CodeExecution, SwapsAloneForgetNothing) {
+  Sample sample;
+  const auto task = MakeTask(
+      "code_execution", {"assignments=false", "arithmetic=false", "lists=false", "calls=false"});
+  for (uint64_t index = 0; index < 200; ++index) {
+    task->Generate(1, Split::kEval, index, 64, true, sample);
+    const std::string text = Text(*task, sample);
+    const std::string program = text.substr(0, text.rfind('\n') + 1);
+    std::multiset<std::string> first, last;
+    for (size_t k = 0; k < 5; ++k) {
+      first.insert(text.substr(std::string("a, b, c, d, e = ").size() + 3 * k, 1));
+      last.insert(task->Oracle(program + "print(" + "abcde"[k] + ")"));
+    }
+    EXPECT_EQ(last, first) << text;
   }
 }
 
