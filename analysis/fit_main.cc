@@ -545,7 +545,7 @@ void ShowParity(const Points& points, const Settings& s, Output& out) {
 
 void AddOptions(CLI::App& app, Settings& s) {
   const auto list = [&](const char* name, std::vector<std::string>& to, const char* help) {
-    app.add_option(name, to, help)->delimiter(',')->allow_extra_args(false);
+    app.add_option(name, to, help)->delimiter(',');
   };
   app.add_option("POINTS", s.path, "CSV file, sweep.h5, directory of a sweep, or laws.json")
       ->required();
@@ -581,10 +581,8 @@ void AddOptions(CLI::App& app, Settings& s) {
       ->check(CLI::Range(0.01, 0.9999))
       ->capture_default_str();
   app.add_option("--seed", s.bootstrap.seed, "of the resamples")->capture_default_str();
-  app.add_option("--column", s.columns, "NAME=HEADING: another name of a CSV file's column")
-      ->allow_extra_args(false);
-  app.add_option("--where", s.where, "keep rows such as loss<4.5 or n>=1e7; kept in the record")
-      ->allow_extra_args(false);
+  app.add_option("--column", s.columns, "NAME=HEADING: another name of a CSV file's column");
+  app.add_option("--where", s.where, "keep rows such as loss<4.5 or n>=1e7; kept in the record");
   app.add_option("--count", s.read.count, "sweeps: what N counts, columns of /cells joined by +")
       ->capture_default_str();
   app.add_option("--eval", s.read.evaluation, "sweeps: the evaluation whose loss is fitted")
@@ -627,11 +625,7 @@ int Main(CLI::App& app, int argc, char** argv) {
   Settings s;
   s.bootstrap.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   AddOptions(app, s);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    throw HelpWanted();
-  }
+  ParseArguments(app, argc, argv);
   Resolve(s);
   Output out(s.json);
   out["form"] = s.form;

@@ -22,6 +22,7 @@ Children::Children() {
   sigemptyset(&held_);
   for (const int signal : {SIGCHLD, SIGINT, SIGTERM, SIGUSR1}) sigaddset(&held_, signal);
   sigprocmask(SIG_BLOCK, &held_, &before_);
+  pipe_before_ = signal(SIGPIPE, SIG_IGN);
   signals_ = Descriptor(signalfd(-1, &held_, SFD_CLOEXEC | SFD_NONBLOCK));
   Check(signals_.get() >= 0, "signalfd: ", std::strerror(errno));
 }
@@ -29,6 +30,7 @@ Children::Children() {
 Children::~Children() {
   SignalAll(SIGTERM);
   for (const pid_t pid : pids_) waitpid(pid, nullptr, 0);
+  signal(SIGPIPE, pipe_before_);
   sigprocmask(SIG_SETMASK, &before_, nullptr);
 }
 
@@ -53,6 +55,7 @@ pid_t Children::Start(const std::vector<std::string>& argv, int out, int err, in
     dup2(in >= 0 ? in : nothing.get(), STDIN_FILENO);
     dup2(out, STDOUT_FILENO);
     dup2(err, STDERR_FILENO);
+    signal(SIGPIPE, pipe_before_);
     sigprocmask(SIG_SETMASK, &before_, nullptr);
     for (const std::string& variable : environment) putenv(const_cast<char*>(variable.c_str()));
     execv(arguments[0], arguments.data());

@@ -11,8 +11,8 @@
 namespace weft {
 
 // Holds SIGCHLD, SIGINT, SIGTERM and SIGUSR1 as long as it lives. The first is waited for, the
-// others are passed on to the children: SIGINT as it is, the rest as SIGTERM. A child gets SIGTERM
-// when this process dies, whatever kills it.
+// others are passed on to the children: SIGINT as it is, the rest as SIGTERM. SIGPIPE is ignored. A
+// child gets SIGTERM when this process dies, whatever kills it.
 class Children {
  public:
   Children();
@@ -37,6 +37,7 @@ class Children {
  private:
   void SignalAll(int signal) const;
   sigset_t held_, before_;
+  void (*pipe_before_)(int);
   Descriptor signals_;
   std::vector<pid_t> pids_;
   int stop_signal_ = 0;

@@ -329,9 +329,10 @@ class Pool {
   void Report(size_t i, const std::string& what) const {
     Say(fmt::format("[{}/{}] {}: {}", done_ + failed_, total_, study_.cells[i].cell.name, what));
   }
+  // Not fmt: it throws when stderr is gone, and a sweep outlives its terminal.
   void Say(const std::string& line) const {
-    if (terminal_) fmt::print(stderr, "\r\033[K");
-    if (!line.empty()) fmt::print(stderr, "{}\n", line);
+    std::fprintf(stderr, "%s%s%s", terminal_ ? "\r\033[K" : "", line.c_str(),
+                 line.empty() ? "" : "\n");
     std::fflush(stderr);
   }
 
@@ -358,7 +359,7 @@ class Pool {
     winsize window = {};
     if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1)
       line.resize(std::min<size_t>(line.size(), window.ws_col - 1u));
-    fmt::print(stderr, "\r\033[K{}", line);
+    std::fprintf(stderr, "\r\033[K%s", line.c_str());
     std::fflush(stderr);
   }
 

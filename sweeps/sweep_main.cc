@@ -330,11 +330,7 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->take_all();
   app.add_flag("--dry-run", dry_run, "submit: print tasks and script, and start nothing");
   app.add_option("--task", task, "task: its number");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    throw HelpWanted();
-  }
+  ParseArguments(app, argc, argv);
   slurm.jobs = std::max(1, packing.jobs);
   slurm.per_device = packing.per_device;
   if (action == "task") {

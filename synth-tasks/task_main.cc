@@ -186,11 +186,7 @@ int Main(CLI::App& app, int argc, char** argv) {
   sample->add_flag("--json", options.as_json, "a JSON array of rows");
   sample->allow_extras();
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    throw HelpWanted();
-  }
+  ParseArguments(app, argc, argv);
   if (*list) {
     as_json ? ListJson() : List(with_knobs);
   } else if (!*sample) {

@@ -1,6 +1,8 @@
 #pragma once
 // What all programs share: flags that are config keys, --help, error reporting and exit codes.
 
+#include <fcntl.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
@@ -16,8 +18,34 @@
 
 namespace weft {
 
-// Thrown by ParseCommandLine for --help.
+// Thrown by ParseArguments for --help.
 struct HelpWanted {};
+
+// Parses argv with `app`, where no value is empty and an option takes one word: CLI11 gives
+// "--out=" the next argument, and a list all that follow it.
+inline void ParseArguments(CLI::App& app, int argc, const char* const* argv) {
+  const auto check = [](const std::string& value) {
+    return std::string(value.empty() ? "the value is empty" : "");
+  };
+  std::vector<CLI::App*> apps = app.get_subcommands({});
+  apps.push_back(&app);
+  for (CLI::App* one : apps) {
+    for (CLI::Option* option : one->get_options()) {
+      option->check(check);
+      if (!option->get_positional()) option->allow_extra_args(false);
+      for (const std::string& name : option->get_lnames()) {
+        for (int i = 1; i < argc; ++i) {
+          if (argv[i] == "--" + name + "=") throw CLI::ValidationError("--" + name, check(""));
+        }
+      }
+    }
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    throw HelpWanted();
+  }
+}
 
 // Parses argv with `app` and returns what is left as overrides: "--model.d_model=512" and "--set
 // model.d_model=512" become "model.d_model=512". Anything else that is left is an Error kUsage.
@@ -25,11 +53,7 @@ inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, const 
   std::vector<std::string> overrides;
   app.add_option("--set", overrides, "KEY=VALUE: the same as --KEY=VALUE")->expected(1)->take_all();
   app.allow_extras();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    throw HelpWanted();
-  }
+  ParseArguments(app, argc, argv);
   for (const std::string& extra : app.remaining(/*recurse=*/true)) {
     if (!extra.starts_with("--") || extra.find('=') == std::string::npos) {
       Fail(ExitCode::kUsage, "unexpected argument \"", extra,
@@ -63,10 +87,19 @@ inline int ReportErrors(const char* name, std::FILE* err, const std::function<in
   }
 }
 
+// Keeps the numbers of closed standard streams from files that are opened later, which would get
+// what is written to the stream. Reading and writing fail as before.
+inline void HoldStandardStreams() {
+  for (const int fd : {0, 1, 2}) {
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY);
+  }
+}
+
 // Runs a program's body under ReportErrors. `more_help` follows CLI11's text for --help: the config
 // keys. Output that stdout does not take is an error.
 inline int RunProgram(const char* name, CLI::App& app, const std::function<int()>& body,
                       const std::function<std::string()>& more_help = {}) {
+  HoldStandardStreams();
   app.name(std::string("weft ") + name);
   std::signal(SIGXFSZ,
               SIG_IGN);  // a write beyond the limit on file sizes is an error that names the file

@@ -40,7 +40,7 @@ void AppendEvaluation(Journal& journal, const Trainer::Evaluation& evaluation, d
 void DeclareStreams(Journal& journal, const Experiment& experiment);
 
 // Notes SIGINT, SIGTERM and SIGUSR1 as long as it lives, so that every TrainToEnd of the process
-// stops after the step in which they come.
+// stops after the step in which they come. SIGPIPE is ignored: a run outlives who reads its log.
 class StopSignals {
  public:
   StopSignals();
@@ -51,7 +51,7 @@ class StopSignals {
   // Products of oneDNN point the stack pointer at data, which a handler's frame there overwrites.
   std::vector<std::byte> stack_;
   stack_t old_stack_;
-  struct sigaction old_[3];
+  struct sigaction old_[4];
 };
 
 // The last of these signals that came; 0 = none did.

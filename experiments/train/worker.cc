@@ -43,7 +43,6 @@ class Server {
     sigemptyset(&blocked);
     for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaddset(&blocked, signal);
     pthread_sigmask(SIG_BLOCK, &blocked, &unblocked_);
-    std::signal(SIGPIPE, SIG_IGN);  // runs checkpoint even if nobody hears of it
   }
   ~Server() {
     for (Running& one : running_) one.thread.join();

@@ -104,6 +104,11 @@ const std::vector<Case> kCases = {
     {"TrainResumeWithOut", "", "$train --resume a --out out", 2, {"--out excludes --resume"}},
     {"TrainJsonWithoutDryRun", "", "finish --json", 2, {"--json requires --dry-run"}},
     {"TrainOutWithoutValue", "", "$train tiny.toml --out", 2, {"--out: 1 required", "--help"}},
+    {"TrainOutEmpty", "", "$train tiny.toml --out ''", 2, {"--out: the value is empty"}},
+    {"TrainOutEmptyBeforeAnother", "", "$train tiny.toml --out= --dry-run", 2,
+     {"--out: the value is empty"}},
+    {"TrainSetBeforeConfig", "", "$train --set optim.lr=-1 tiny.toml --out out", 2,
+     {"optim.lr = -1 is out of range"}},
     {"TrainSetWithoutValue", "", "finish --set optim.lr", 2,
      {"found \"optim.lr\", expected key=value"}},
     {"TrainCellsAlone", "", "finish --cells", 2, {"--cells requires --json"}},
@@ -635,9 +640,13 @@ TEST(Lives, Sigterm) { StopAndGoOn(SIGTERM, 75); }
 TEST(Lives, Sigusr1) { StopAndGoOn(SIGUSR1, 75); }
 
 TEST(Lives, ATerminalThatIsGone) {
-  Sandbox box;
-  EXPECT_EQ(box.Bash("finish --train.log_every=1 2>/dev/full"), 0);
-  EXPECT_EQ(ReadStatus(box.Run()).state, RunState::kDone);
+  for (const char* gone : {"2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | true"}) {
+    Sandbox box;
+    ASSERT_EQ(box.Bash("$train tiny.toml --out straight --train.log_every=1"), 0) << box.err();
+    box.Bash("finish --train.log_every=1 " + std::string(gone));
+    EXPECT_EQ(Slurp(box.Run() + "/lock"), "") << gone;
+    ExpectSameEnd(box.Run(), box.Run("straight"));
+  }
 }
 
 }  // namespace

@@ -390,6 +390,15 @@ TEST_F(SweepTest, ASweepThatGrewRunsTheNewCellsOnly) {
   EXPECT_EQ(Status()["counts"]["done"], 4);
 }
 
+TEST_F(SweepTest, OutlivesItsTerminal) {
+  Write("s.toml", kHead + "[variants]\na = { seed = 1 }\nb = { seed = 2 }\n");
+  for (const char* gone : {"2>/dev/full | true", "2>&1 | true"}) {
+    fs::remove_all(scratch_ / "runs");
+    Call(Cat("run s.toml --jobs 1 ", gone));
+    EXPECT_EQ(Status()["counts"]["done"], 2) << gone;
+  }
+}
+
 TEST_F(SweepTest, AFailedCellStopsNoOtherAndIsTriedAgain) {
   Write("s.toml", kHead +
                       "[variants]\ngood = { seed = 1 }\nbad = { fault.exit_code = 1 }\nworse = { "
