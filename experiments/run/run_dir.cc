@@ -41,10 +41,13 @@ Descriptor Lock(const std::string& run) {
   if (file.get() < 0) FailWrite(path, "create", errno);
   if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) FailWrite(path, "lock", errno);
-    Status status;
-    if (fs::exists(run + "/status.json")) status = ReadStatus(run);
-    Fail(ExitCode::kFailure, run, ": another process is writing this run, last seen as pid ",
-         status.pid, " on ", status.host, " at ", status.heartbeat, "; wait for it or stop it");
+    std::string seen;
+    if (fs::exists(run + "/status.json")) {
+      const Status status = ReadStatus(run);
+      seen = Cat(", last seen as pid ", status.pid, " on ", status.host, " at ", status.heartbeat);
+    }
+    Fail(ExitCode::kFailure, run, ": another process is writing this run", seen,
+         "; wait for it or stop it");
   }
   return file;
 }

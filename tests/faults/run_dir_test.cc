@@ -181,6 +181,10 @@ TEST(RunDirectory, OneWriterAtATime) {
     EXPECT_HAS(what, Cat("another process is writing this run, last seen as pid ", getpid()));
     EXPECT_EQ(WEXITSTATUS(InChild([&] { RunDirectory::Create(request); })), 1);
     EXPECT_TRUE(fs::exists(path + "/resolved.toml"));
+    fs::remove(path + "/status.json");  // as long as its creation is under way
+    EXPECT_HAS(ErrorOf(ExitCode::kFailure, [&] { RunDirectory::Create(request); }),
+               "another process is writing this run; wait for it");
+    run.SetStatus({});
   }
   EXPECT_EQ(WTERMSIG(InChild([&] {
               const RunDirectory run = RunDirectory::Open(path);
