@@ -2,11 +2,13 @@
 
 import argparse
 import math
+import os
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-EXIT_DATA = 3
+EXIT_DATA, EXIT_INTERRUPTED = 3, 130
 
 
 class StudyError(Exception):
@@ -329,9 +331,18 @@ def add_options(parser):
 
 
 def run_program(name, main):
-    """Exits with main's code; an error of the data is one line."""
+    """Exits with main's code; an error is one line, Ctrl-C and a reader that has gone are none."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        sys.exit(main())
+        code = main()
+        print(end="", flush=True)
+        sys.exit(code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        print(f"{name}: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the output goes there
+        sys.exit(1)
     except StudyError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(EXIT_DATA)

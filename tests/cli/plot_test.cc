@@ -480,6 +480,22 @@ TEST_F(PlotTest, WrongTablesAreOneLine) {
   ExpectRefused("run.h5", {"run.h5: has neither /train nor /eval"});
 }
 
+TEST_F(PlotTest, EndsWithoutATraceback) {
+  WriteSweep("sweep.h5");
+  const auto lines = [&](const std::string& redirected) {
+    return Call("sweep.h5 --table 2>both " + redirected + "; grep -v '[.][ps][nv]g$' both").out;
+  };
+  EXPECT_EQ(lines("| true"), "");
+  EXPECT_EQ(lines(">/dev/full"), "weft plot: standard output: No space left on device\n");
+  Process interrupted(
+      root_, {"/usr/bin/env", "PYTHONPATH=" WEFT_SOURCE_DIR "/analysis", "/usr/bin/python3", "-Bc",
+              "import os, signal, studies.results\n"
+              "interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+              "studies.results.run_program('p', interrupt)"});
+  EXPECT_EQ(interrupted.Wait(), 130);
+  EXPECT_EQ(interrupted.err(), "");
+}
+
 TEST_F(PlotTest, AnOutThatIsAFileIsOneLine) {
   WriteSweep("sweep.h5");
   std::ofstream(root_ + "/file") << "";
