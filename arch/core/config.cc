@@ -340,7 +340,8 @@ Setting::Value ParseValue(std::string_view text, const std::string& origin) {
     }
   } catch (const toml::parse_error& error) {
     if (is_toml)
-      Fail(ExitCode::kUsage, origin, ": ", word, " is not a TOML value: ", error.description());
+      Fail(ExitCode::kUsage, origin, ": ", word, " is not a TOML value: ", error.description(),
+           word.front() == '[' ? "; a list is also taken as a,b" : "");
   }
   try {
     return *parse(Quoted(word));

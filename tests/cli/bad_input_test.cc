@@ -239,6 +239,8 @@ const std::vector<Case> kCases = {
      {"unknown mixer \"gated\""}},
     {"UnknownMixerKey", "", "finish --mixer.attention.windw=8", 2,
      {"did you mean \"mixer.attention.window\"?"}},
+    {"ListWhoseQuotesTheShellTook", "", "finish --model.pattern=[\"attention\",\"gated_delta\"]", 2,
+     {"[attention,gated_delta] is not a TOML value", "a list is also taken as a,b"}},
     {"EmptyPattern", "", "finish --model.pattern=[]", 2,
      {"model.pattern is empty; name at least one mixer"}},
     {"UnknownTaskName", "", "finish --task.name=state_traking", 2,
