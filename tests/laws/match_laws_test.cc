@@ -83,6 +83,22 @@ TEST(CountLaws, PartsMakeUpTheBody) {
   }
 }
 
+// A parameter's gradient and an activation that are planned at one address are one to the tape.
+TEST(CountLaws, AddressesOfAPlanAreThoseOfOneTensor) {
+  for (const char* pattern : {"attention", "gated_delta"}) {
+    for (const int layers : {8, 12, 16, 24}) {
+      for (const int batch : {1, 2, 4}) {
+        for (const int length : {64, 96, 128}) {
+          const auto e = Small({Cat("model.pattern=", pattern), Cat("model.layers=", layers),
+                                Cat("train.batch=", batch), Cat("train.length=", length),
+                                "model.d_model=16", "mixer.gated_delta.heads=2"});
+          EXPECT_NO_THROW(PlanRun(*e, Device{})) << pattern << layers << " " << batch << length;
+        }
+      }
+    }
+  }
+}
+
 TEST(CountLaws, MiddleAndLastReplaceThePattern) {
   ModelConfig config;
   const auto labels = [&config](int64_t layers) {
