@@ -379,7 +379,11 @@ std::string NearestKey(const std::string& path, const std::vector<std::string>& 
   std::string nearest;
   for (const std::string& key : known) {
     size_t distance = EditDistance(path, key);
-    if (!has_dot) distance = std::min(distance, EditDistance(path, LastPart(key)) + 1);
+    if (!has_dot) {
+      const std::string section = key.substr(0, key.find('.'));
+      distance = std::min({distance, EditDistance(path, LastPart(key)) + 1,
+                           EditDistance(path, section) + 1});
+    }
     if (distance < least) {
       least = distance;
       nearest = key;

@@ -104,7 +104,7 @@ std::map<std::string, std::string> Apply(const Settings& settings,
                                          std::vector<ConfigField>& fields);
 
 // The known key that is closest to `path` in edit distance; a path without dots is also compared
-// with last parts.
+// with first and last parts.
 std::string NearestKey(const std::string& path, const std::vector<std::string>& known);
 
 // Current value of a field as a TOML value, round-tripping exactly; and as text for --help.

@@ -196,6 +196,8 @@ const std::vector<Case> kCases = {
      {"--optim.warmpu: unknown key", "did you mean \"optim.warmup\"?"}},
     {"UnknownKeyWithoutSection", "", "finish --lr=1", 2,
      {"unknown key \"lr\"; did you mean \"optim.lr\"?"}},
+    {"SectionWithoutKey", "", "finish --task=recall", 2,
+     {"unknown key \"task\"; did you mean \"task.name\"?"}},
     {"UnknownKnobOfTask", "", "finish --task.intervall=1", 2, {"did you mean \"task.interval\"?"}},
     {"KeyTwice", "echo '[optim]\nlr = 1\nlr = 2' > a.toml", "$train a.toml --out out", 2,
      {"a.toml:3: key \"optim.lr\" is given twice"}},
