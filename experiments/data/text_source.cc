@@ -96,8 +96,9 @@ TextSource::TextSource(const Text& text, Split split, uint64_t seed, int64_t len
   windows_ = (bytes - 1) / length;
   if (bytes < length + 1) {
     Fail(ExitCode::kData, text.path(), ": the ", shuffle_ ? "training" : "held-out", " part has ",
-         bytes, " bytes, one row needs ", length + 1,
-         "; give more text, a smaller train.length or another data.held_out");
+         bytes, " bytes, one row needs ", length + 1, "; give more text, ",
+         shuffle_ ? "a smaller train.length or data.held_out"
+                  : "a larger data.held_out, or a smaller data.piece_bytes or train.length");
   }
 }
 

@@ -300,7 +300,7 @@ const std::vector<Case> kCases = {
     {"TextBelowOneBatch", "", "$train text.toml --out out --train.batch=10000", 3,
      {"fewer than one batch of 10000", "smaller train.batch"}},
     {"HeldOutTooSmall", "", "$train text.toml --out out --data.held_out=1e-9", 3,
-     {"the held-out part has 0 bytes", "data.held_out"}},
+     {"the held-out part has 0 bytes", "a larger data.held_out, or a smaller data.piece_bytes"}},
 
     // Output
     {"OutBelowFile", "touch file", "$train tiny.toml --out file/out", 1,

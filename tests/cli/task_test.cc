@@ -75,5 +75,13 @@ TEST(Configs, AreAcceptedByADryRun) {
   Output("weft-train experiments/parity_and_groups.toml --dry-run --task.name=modular_arithmetic");
 }
 
+TEST(Configs, TextIsThere) {
+  const Scratch scratch;
+  Output(
+      "weft-train experiments/text.toml --model.layers=1 --model.d_model=16 --train.steps=1 "
+      "--train.batch=1 --out '" +
+      scratch.path() + "'");
+}
+
 }  // namespace
 }  // namespace weft
