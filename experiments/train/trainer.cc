@@ -90,18 +90,22 @@ struct PassCost {
   double flops;
 };
 
-// A pass without memory behind it.
-PassCost PlanPass(const Model& model, Evaluator::Shape shape, DType dtype, bool recording) {
+// A pass without memory behind it. All that it uses comes from one arena: the tape tells gradients
+// apart by their addresses.
+PassCost PlanPass(Model& model, Evaluator::Shape shape, DType dtype, bool recording) {
   if (shape.rows * shape.length > kLargestPass) {
     Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", shape.rows, " rows of ",
          shape.length, " tokens, expected at most ", kLargestPass,
          " tokens; raise train.accumulate or reduce train.batch, train.length or "
          "eval.difficulties");
   }
-  Arena activations(Arena::Mode::kPlan, 0), inputs(Arena::Mode::kPlan, 0);
+  Arena arena(Arena::Mode::kPlan, 0);
   Stream stream(std::in_place_type<PlanStream>);
-  const Batch batch(shape.rows, shape.length, inputs.Alloc(DType::kI32, {1}, "batch").data());
-  Context c{stream, activations, dtype};
+  model.params().Allocate(stream, arena, dtype, recording);
+  const int64_t words = Batch::Bytes(shape.rows, shape.length) / 4;
+  const Batch batch(shape.rows, shape.length, arena.Alloc(DType::kI32, {words}, "batch").data());
+  const int64_t before = arena.used();
+  Context c{stream, arena, dtype};
   try {
     if (recording) {
       Tape tape(true);
@@ -115,7 +119,7 @@ PassCost PlanPass(const Model& model, Evaluator::Shape shape, DType dtype, bool 
     // What an op refuses before it has seen data is a setting.
     Fail(ExitCode::kUsage, error.what());
   }
-  return {activations.peak(), std::get<PlanStream>(stream).flops};
+  return {arena.peak() - before, std::get<PlanStream>(stream).flops};
 }
 
 // Fills block_parameters and parts.
@@ -177,8 +181,6 @@ RunPlan PlanRun(const Experiment& e, const Device& device, bool training, int64_
     ModelConfig config = model.config();
     config.recompute = ModelConfig::Recompute::kNone;
     Model once(config, *e.mixers);
-    Arena unused(Arena::Mode::kPlan, 0);
-    once.params().Allocate(stream, unused, device.dtype, training);
     const double flops = PlanPass(once, {rows, e.train.length}, device.dtype, true).flops;
     plan.training_flops_per_token = flops / static_cast<double>(rows * e.train.length);
   }

@@ -64,6 +64,20 @@ TEST(CountLaws, TrainingIsThreeForwardsOrALittleMore) {
   }
 }
 
+// Small models, whose few addresses meet where parameters and activations are counted apart.
+TEST(CountLaws, EverySizeCanBePlanned) {
+  for (const std::string d_model : {"1", "7", "8"}) {
+    for (const std::string d_ff : {"1", "8", "17"}) {
+      for (int64_t layers = 1; layers <= 8; ++layers) {
+        const auto e = Small({"model.d_model=" + d_model, "model.d_ff=" + d_ff, "train.length=3",
+                              "mixer.attention.head_dim=2", Cat("model.layers=", layers)});
+        EXPECT_NO_THROW(PlanRun(*e, Device{}))
+            << "d_model " << d_model << ", d_ff " << d_ff << ", " << layers << " layers";
+      }
+    }
+  }
+}
+
 TEST(CountLaws, PartsMakeUpTheBody) {
   for (const Texts& shape : kShapes) {
     const auto e = Small(shape);
