@@ -555,11 +555,11 @@ void AddOptions(CLI::App& app, Settings& s) {
   app.add_option("--exponents", s.exponents, "free: per architecture; shared: in common to all")
       ->check(CLI::IsMember({"free", "shared"}))
       ->capture_default_str();
-  const CLI::Range exponent(kLeastExponent, kGreatestExponent);
+  const CLI::Validator exponent = Between(kLeastExponent, kGreatestExponent);
   app.add_option("--alpha", s.fit.alpha, "given, not fitted")->check(exponent);
   app.add_option("--beta", s.fit.beta, "given, not fitted")->check(exponent);
   app.add_option("--delta", s.fit.delta, "of the Huber loss on ln L")
-      ->check(CLI::Range(1e-12, 1e6))
+      ->check(Between(1e-12, 1e6))
       ->capture_default_str();
   list("--n", s.n, "parameters");
   list("--d", s.d, "tokens");
@@ -578,7 +578,7 @@ void AddOptions(CLI::App& app, Settings& s) {
       ->check(CLI::IsMember({"auto", "points", "seeds", "both"}))
       ->capture_default_str();
   app.add_option("--level", s.asked.level, "of the intervals")
-      ->check(CLI::Range(0.01, 0.9999))
+      ->check(Between(0.01, 0.9999))
       ->capture_default_str();
   app.add_option("--seed", s.bootstrap.seed, "of the resamples")->capture_default_str();
   app.add_option("--column", s.columns, "NAME=HEADING: another name of a CSV file's column")

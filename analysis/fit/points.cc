@@ -428,7 +428,9 @@ Filter Filter::Parse(const std::string& text) {
       std::from_chars(bound.data(), bound.data() + bound.size(), filter.bound);
   const bool numeric = kColumns.contains(filter.column) && filter.column != "architecture" &&
                        filter.column != "size";
-  if (!numeric || error != std::errc() || end != bound.data() + bound.size()) refuse();
+  const bool number =
+      error == std::errc() && end == bound.data() + bound.size() && !std::isnan(filter.bound);
+  if (!numeric || !number) refuse();
   return filter;
 }
 

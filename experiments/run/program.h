@@ -19,6 +19,17 @@ namespace weft {
 // Thrown by ParseCommandLine for --help.
 struct HelpWanted {};
 
+// Numbers from `low` to `high`, for options that take fractions: CLI::Range lets nan pass.
+inline CLI::Validator Between(double low, double high) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        double value = 0;
+        const bool fits = CLI::detail::lexical_cast(text, value) && value >= low && value <= high;
+        return fits ? "" : Cat("Value ", text, " not in range ", low, " to ", high);
+      },
+      Cat("FLOAT in [", low, " - ", high, "]"));
+}
+
 // Parses argv with `app` and returns what is left as overrides: "--model.d_model=512" and "--set
 // model.d_model=512" become "model.d_model=512". Anything else that is left is an Error kUsage.
 inline std::vector<std::string> ParseCommandLine(CLI::App& app, int argc, const char* const* argv) {

@@ -117,6 +117,10 @@ const std::vector<BadFile> kBadFiles = {
     {"NegativeTokens", kGood, 2, {"--d is \"-1\""}, {"--n=1B", "--d=-1"}},
     {"QuestionOfOtherForm", kGood, 2, {"--loss does not go with --form isoflop"}, {"--form=isoflop", "--loss=3"}},
     {"ExponentOutOfRange", kGood, 2, {"--alpha", "--help"}, {"--alpha=5"}},
+    {"FilterOfNaN", kGood, 2, {"--where is \"loss<nan\""}, {"--where=loss<nan"}},
+    {"DeltaIsNaN", kGood, 2, {"--delta: Value nan not in range 1e-12 to 1e+06"}, {"--delta=nan"}},
+    {"LevelIsNaN", kGood, 2, {"--level: Value nan not in range 0.01 to 0.9999"}, {"--level=nan"}},
+    {"ExponentIsNaN", kGood, 2, {"--alpha: Value nan not in range 0.01 to 2"}, {"--alpha=nan"}},
     {"UnknownFlag", kGood, 2, {"--bootstraps"}, {"--bootstraps=3"}},
 };
 // clang-format on
