@@ -43,7 +43,13 @@ bool Step(const Local& at, std::vector<Index> free, double damping, const Vector
   matrix.diagonal() += 1e-13 * damping * at.metric.diagonal();
   p.setZero();
   for (bool within = false; !within && !free.empty();) {
-    const Eigen::LLT<MatrixXd> factor(matrix(free, free));
+    Eigen::LLT<MatrixXd> factor(matrix(free, free));
+    // Where there is negative curvature the metric alone leads down, and farther than much of it.
+    if (factor.info() != Eigen::Success) {
+      matrix = std::max(1.0, damping) * at.metric;
+      matrix.diagonal() *= 1 + 1e-13;
+      factor.compute(matrix(free, free));
+    }
     if (factor.info() != Eigen::Success) return false;
     p(free).setZero();
     const VectorXd right = at.gradient + matrix * p;
