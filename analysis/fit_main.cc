@@ -365,14 +365,17 @@ Ensemble ReadLaws(const std::string& path, std::vector<Repetition>& repetitions)
   try {
     const Json json = Json::parse(ReadFile(path));
     for (const Json& fit : json.at("fits")) {
+      const std::string name = fit.value("architecture", "");
+      if (std::ranges::count(ensemble.architectures, name) > 0)
+        Fail(ExitCode::kData, path, ": has two laws of \"", name, "\"");
       const Law law{fit.at("E"),    fit.at("A"),         fit.at("alpha"),    fit.at("B"),
                     fit.at("beta"), fit.value("k", 6.0), fit.value("g", 1.0)};
       const bool positive = law.A > 0 && law.B > 0 && law.alpha > 0 && law.beta > 0 && law.k > 0;
       if (!(law.E >= 0 && positive && law.g > 0)) {
-        Fail(ExitCode::kData, path, ": the law of \"", fit.value("architecture", ""),
+        Fail(ExitCode::kData, path, ": the law of \"", name,
              "\" has a coefficient that is not above 0");
       }
-      ensemble.architectures.push_back(fit.value("architecture", ""));
+      ensemble.architectures.push_back(name);
       ensemble.laws.push_back(law);
       repetitions.push_back({fit.value("R_D", 0.0), fit.value("R_N", 0.0)});
     }

@@ -100,6 +100,8 @@ const std::vector<BadFile> kBadFiles = {
     {"TwoPoints", First(3), 3, {"slow: found 2 points, expected at least 5"}},
     {"OneSize", First(5) + "slow,1e7,2e9,3.9\n", 3, {"found 1 size, expected at least 3, or give --alpha"}},
     {"OneTokenCount", "n,d,loss\n1e7,1e9,4\n2e7,1e9,3.9\n3e7,1e9,3.8\n4e7,1e9,3.7\n5e7,1e9,3.6\n", 3, {"found 1 token count, expected at least 3"}},
+    {"Semicolons", "n;d;loss\n1e8;1e9;3\n", 3, {"a.csv: has no column n, it has n;d;loss alone; columns are separated by commas"}},
+    {"OneEndlessLine", std::string(1000, 'x') + "\x1b[2J,d,loss", 3, {"it has xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..., d, loss; name it"}},
     {"NotText", std::string("\x89HDF\r\n\x1a\n\0\0", 10), 3, {"has no column"}},
     {"FilterKeepsNothing", kGood, 3, {"holds no points"}, {"--where=loss>100"}},
     {"NoSeeds", kGood, 3, {"no n and d has several seeds"}, {"--resample=seeds"}},
@@ -159,6 +161,11 @@ TEST(FitCli, MissingFilesAreNamed) {
   r = Fit(scratch, {"a.json"});
   EXPECT_EQ(r.code, 3);
   EXPECT_NE(r.err.find("a.json: is no file of laws"), r.err.npos) << r.err;
+  const std::string law = R"({"architecture": "x", "E": 1, "A": 1, "alpha": 1, "B": 1, "beta": 1})";
+  Spill(scratch / "a.json", "{\"fits\": [" + law + ", " + law + "]}");
+  r = Fit(scratch, {"a.json", "--flops=1e20"});
+  EXPECT_EQ(r.code, 3);
+  EXPECT_NE(r.err.find("a.json: has two laws of \"x\""), r.err.npos) << r.err;
   EXPECT_EQ(Fit(scratch, {}).code, 2);
 }
 
