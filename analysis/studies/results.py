@@ -12,6 +12,10 @@ EXIT_DATA = 3
 class StudyError(Exception):
     """One line for the user: the file, what was found and what to do."""
 
+    def __init__(self, line, code=EXIT_DATA):
+        super().__init__(line)
+        self.code = code
+
 
 class Results:
     """Evaluations and losses of several runs, as rows."""
@@ -327,12 +331,12 @@ def add_options(parser):
 
 
 def run_program(name, main):
-    """Exits with main's code; an error of the data is one line."""
+    """Exits with main's code; an error is one line."""
     try:
         sys.exit(main())
     except StudyError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(EXIT_DATA)
+        sys.exit(error.code)
     except ModuleNotFoundError as error:
         print(f"{name}: Python lacks {error.name}; type: apt install python3-h5py python3-matplotlib", file=sys.stderr)
         sys.exit(1)

@@ -654,12 +654,28 @@ TEST(Report, ErrorsAreOneLine) {
   for (const auto& [arguments, code, part] :
        {std::tuple{std::vector<std::string>{"none"}, 3, "none: there is no such file"},
         {{"empty"}, 3, "empty: has no sweep.h5"},
+        {{"ladder", "--reference=gdm"}, 2, "ladder: --reference is \"gdm\", expected one of"},
+        {{"ladder", "--count=size"}, 2, "ladder: --count is \"size\", expected one of"},
+        {{"ladder", "--bootstrap=-1"}, 2, "--bootstrap: Value -1 not in range"},
+        {{"ladder", "-o", "empty"}, 1, "empty: cannot write"},
         {{"ladder", "-o", "file/report.html"}, 1, "file/report.html: cannot write"}}) {
     const Result r = Report(scratch, arguments);
     EXPECT_EQ(r.code, code) << r.err;
     EXPECT_EQ(Lines(r.err).size(), 1u) << r.err;
     EXPECT_NE(r.err.find(part), r.err.npos) << r.err;
   }
+}
+
+TEST(Report, APipeIsWrittenToAndNotReplaced) {
+  Scratch scratch;
+  WriteLadder(scratch);
+  const std::string report = Cat(WEFT_SOURCE_DIR "/analysis/weft-report --bootstrap 5 --fit ",
+                                 Program("fit"), " ladder -o pipe");
+  Process process(scratch.path(),
+                  {"/bin/bash", "-c",
+                   "mkfifo pipe; timeout 60 cat pipe > copy & " + report + "; wait; test -p pipe"});
+  EXPECT_EQ(process.Wait(), 0) << process.err();
+  EXPECT_TRUE(Slurp(scratch / "copy").ends_with("</html>\n"));
 }
 
 TEST(Report, ASweepThatCannotBeFittedSaysWhy) {
