@@ -365,14 +365,17 @@ Ensemble ReadLaws(const std::string& path, std::vector<Repetition>& repetitions)
   try {
     const Json json = Json::parse(ReadFile(path));
     for (const Json& fit : json.at("fits")) {
+      const std::string name = fit.value("architecture", "");
+      if (std::ranges::count(ensemble.architectures, name) > 0)
+        Fail(ExitCode::kData, path, ": has two laws of \"", name, "\"");
       const Law law{fit.at("E"),    fit.at("A"),         fit.at("alpha"),    fit.at("B"),
                     fit.at("beta"), fit.value("k", 6.0), fit.value("g", 1.0)};
       const bool positive = law.A > 0 && law.B > 0 && law.alpha > 0 && law.beta > 0 && law.k > 0;
       if (!(law.E >= 0 && positive && law.g > 0)) {
-        Fail(ExitCode::kData, path, ": the law of \"", fit.value("architecture", ""),
+        Fail(ExitCode::kData, path, ": the law of \"", name,
              "\" has a coefficient that is not above 0");
       }
-      ensemble.architectures.push_back(fit.value("architecture", ""));
+      ensemble.architectures.push_back(name);
       ensemble.laws.push_back(law);
       repetitions.push_back({fit.value("R_D", 0.0), fit.value("R_N", 0.0)});
     }
@@ -555,11 +558,11 @@ void AddOptions(CLI::App& app, Settings& s) {
   app.add_option("--exponents", s.exponents, "free: per architecture; shared: in common to all")
       ->check(CLI::IsMember({"free", "shared"}))
       ->capture_default_str();
-  const CLI::Range exponent(kLeastExponent, kGreatestExponent);
+  const CLI::Validator exponent = Between(kLeastExponent, kGreatestExponent);
   app.add_option("--alpha", s.fit.alpha, "given, not fitted")->check(exponent);
   app.add_option("--beta", s.fit.beta, "given, not fitted")->check(exponent);
   app.add_option("--delta", s.fit.delta, "of the Huber loss on ln L")
-      ->check(CLI::Range(1e-12, 1e6))
+      ->check(Between(1e-12, 1e6))
       ->capture_default_str();
   list("--n", s.n, "parameters");
   list("--d", s.d, "tokens");
@@ -578,7 +581,7 @@ void AddOptions(CLI::App& app, Settings& s) {
       ->check(CLI::IsMember({"auto", "points", "seeds", "both"}))
       ->capture_default_str();
   app.add_option("--level", s.asked.level, "of the intervals")
-      ->check(CLI::Range(0.01, 0.9999))
+      ->check(Between(0.01, 0.9999))
       ->capture_default_str();
   app.add_option("--seed", s.bootstrap.seed, "of the resamples")->capture_default_str();
   app.add_option("--column", s.columns, "NAME=HEADING: another name of a CSV file's column");

@@ -319,7 +319,7 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--task-minutes", slurm.task_minutes,
                  "submit: short cells are put together until a task is estimated to take as long")
-      ->check(CLI::Range(0.0, 1e6))
+      ->check(Between(0, 1e6))
       ->capture_default_str();
   app.add_option("--cells-per-task", slurm.cells_per_task,
                  "submit: cells of a task, whatever the estimates say")

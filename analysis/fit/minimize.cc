@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -12,6 +13,7 @@ using Eigen::Index;
 using Eigen::MatrixXd;
 using Eigen::VectorXd;
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kMostSteps = 300;
 constexpr double kLeastDamping = 1e-9, kMostDamping = 1e12;
 // Promised decrease, relative to the value, below which the search ends, and is called stationary.
@@ -19,27 +21,45 @@ constexpr double kEnough = 1e-15, kStationary = 1e-10;
 // A value so small is that of an exact fit.
 constexpr double kNothing = 1e-26;
 
-// The variables that no bound holds back.
-std::vector<Index> FreeOf(const VectorXd& x, const VectorXd& gradient, const VectorXd& low,
+// The variables that no bound holds back and that have an effect where `x` is: an exponent whose
+// coefficient is zero has none, and would make the matrix singular.
+std::vector<Index> FreeOf(const VectorXd& x, const Local& at, const VectorXd& low,
                           const VectorXd& high) {
   std::vector<Index> free;
   for (Index i = 0; i < x.size(); ++i) {
-    const bool held = low[i] == high[i] || (x[i] <= low[i] && gradient[i] >= 0) ||
-                      (x[i] >= high[i] && gradient[i] <= 0);
-    if (!held) free.push_back(i);
+    const bool held = low[i] == high[i] || (x[i] <= low[i] && at.gradient[i] >= 0) ||
+                      (x[i] >= high[i] && at.gradient[i] <= 0);
+    if (!held && at.metric(i, i) > 0) free.push_back(i);
   }
   return free;
 }
 
-// (hessian + damping metric) p = -gradient in the free variables; false when that has no minimum.
-bool Step(const Local& at, const std::vector<Index>& free, double damping, VectorXd& p) {
-  MatrixXd matrix = at.hessian(free, free) + damping * at.metric(free, free);
-  matrix.diagonal() += 1e-13 * damping * at.metric.diagonal()(free);
-  const Eigen::LLT<MatrixXd> factor(matrix);
-  if (factor.info() != Eigen::Success) return false;
+// p with (hessian + damping metric) p = -gradient in the free variables, of which those that p
+// would take out of the box stop at its wall, and the others are solved for again; false when that
+// has no minimum.
+bool Step(const Local& at, std::vector<Index> free, double damping, const VectorXd& down,
+          const VectorXd& up, VectorXd& p) {
+  MatrixXd matrix = at.hessian + damping * at.metric;
+  matrix.diagonal() += 1e-13 * damping * at.metric.diagonal();
   p.setZero();
-  p(free) = -factor.solve(at.gradient(free));
-  return p.allFinite();
+  for (bool within = false; !within && !free.empty();) {
+    Eigen::LLT<MatrixXd> factor(matrix(free, free));
+    // Where there is negative curvature the metric alone leads down, and farther than much of it.
+    if (factor.info() != Eigen::Success) {
+      matrix = std::max(1.0, damping) * at.metric;
+      matrix.diagonal() *= 1 + 1e-13;
+      factor.compute(matrix(free, free));
+    }
+    if (factor.info() != Eigen::Success) return false;
+    p(free).setZero();
+    const VectorXd right = at.gradient + matrix * p;
+    p(free) = -factor.solve(right(free));
+    if (!p.allFinite()) return false;
+    const VectorXd wished = p;
+    p = p.cwiseMax(down).cwiseMin(up);
+    within = std::erase_if(free, [&](Index i) { return p[i] != wished[i]; }) == 0;
+  }
+  return true;
 }
 
 }  // namespace
@@ -52,15 +72,15 @@ Descent Descend(const Landscape& landscape, VectorXd x, const VectorXd& low, con
   double damping = 1e-3;
   VectorXd p(x.size()), tried(x.size());
   for (; result.steps < kMostSteps; ++result.steps) {
-    const std::vector<Index> free = FreeOf(x, at.gradient, low, high);
+    const std::vector<Index> free = FreeOf(x, at, low, high);
     if (free.empty() || at.value <= kNothing) {
       result.stationary = true;
       break;
     }
     bool moved = false;
-    double promised = 0;
+    double promised = kInfinity;
     while (!moved && damping < kMostDamping) {
-      if (!Step(at, free, damping, p)) {
+      if (!Step(at, free, damping, low - x, high - x, p)) {
         damping *= 8;
         continue;
       }

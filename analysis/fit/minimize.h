@@ -8,7 +8,8 @@ namespace weft {
 
 // A function's value and, at the same place, what a step is made from. `metric` is positive
 // semidefinite, a bound of the curvature along which small steps always go down: the step solves
-// (hessian + lambda metric) p = -gradient with the smallest lambda that works.
+// (hessian + lambda metric) p = -gradient with the smallest lambda that works, and
+// lambda metric p = -gradient where the hessian has negative curvature.
 struct Local {
   double value = 0;
   Eigen::VectorXd gradient;

@@ -79,14 +79,15 @@ std::vector<Row> RowsOf(const std::string& text, const std::string& path) {
   return rows;
 }
 
-// How a cell's text is shown in an error.
-std::string Shown(std::string_view text) {
+// How a cell's text appears in an error.
+std::string Shortened(std::string_view text) {
   constexpr size_t kMost = 40;
   std::string shown(text.substr(0, kMost));
   std::replace_if(
       shown.begin(), shown.end(), [](char c) { return c >= 0 && c < ' '; }, ' ');
-  return "\"" + shown + (text.size() > kMost ? "..." : "") + "\"";
+  return shown + (text.size() > kMost ? "..." : "");
 }
+std::string Shown(std::string_view text) { return "\"" + Shortened(text) + "\""; }
 
 double Number(std::string_view text, const std::string& place, const std::string& column) {
   double value = 0;
@@ -434,7 +435,9 @@ Filter Filter::Parse(const std::string& text) {
       std::from_chars(bound.data(), bound.data() + bound.size(), filter.bound);
   const bool numeric = kColumns.contains(filter.column) && filter.column != "architecture" &&
                        filter.column != "size";
-  if (!numeric || error != std::errc() || end != bound.data() + bound.size()) refuse();
+  const bool number =
+      error == std::errc() && end == bound.data() + bound.size() && !std::isnan(filter.bound);
+  if (!numeric || !number) refuse();
   return filter;
 }
 
@@ -491,7 +494,8 @@ Points ParseCsv(const std::string& text, const std::string& path, const ReadOpti
     Fail(ExitCode::kData, path, ": is empty, expected a heading with n, d and loss");
   const std::vector<std::string>& heading = rows.front().cells;
   std::string known;
-  for (const std::string& name : heading) known += (known.empty() ? "" : ", ") + name;
+  for (const std::string& name : heading) known += (known.empty() ? "" : ", ") + Shortened(name);
+  if (heading.size() == 1) known += " alone; columns are separated by commas";
 
   std::map<std::string, size_t> columns;  // ours -> index
   for (const std::string& name : kColumns) {

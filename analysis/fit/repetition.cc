@@ -71,8 +71,7 @@ RepetitionFit FitRepetition(std::span<const Point> points, const FitOptions& opt
       at.gradient += weight * slope * J;
       at.hessian += weight * J * J.transpose() / std::max(1.0, std::abs(residual));
     }
-    // A direction without effect, such as R_N where no model is too large, must not be singular.
-    at.metric = at.hessian + 1e-12 * Eigen::MatrixXd::Identity(2, 2);
+    at.metric = at.hessian;
   };
   constexpr double kLeast = 1e-2, kGreatest = 1e4, kFactor = 3;
   constexpr size_t kStarts = 4;

@@ -5,7 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from studies.results import StudyError
+from studies.results import EXIT_DATA, StudyError
 
 FIT = Path(__file__).resolve().parents[2] / "build/release/bin/weft-fit"
 
@@ -66,7 +66,10 @@ class Laws:
                               text=True)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"weft fit ended with code {done.returncode}"]
-            raise NoLaw(lines[-1].removeprefix("weft fit: "))
+            why = lines[-1].removeprefix("weft fit: ")
+            if done.returncode == EXIT_DATA:
+                raise NoLaw(why)
+            raise StudyError(f"{self.source}: {why}", max(done.returncode, 1))
         return json.loads(done.stdout)
 
     def loss(self, name, n, d):

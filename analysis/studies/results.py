@@ -14,6 +14,10 @@ EXIT_DATA, EXIT_INTERRUPTED = 3, 130
 class StudyError(Exception):
     """One line for the user: the file, what was found and what to do."""
 
+    def __init__(self, line, code=EXIT_DATA):
+        super().__init__(line)
+        self.code = code
+
 
 class Results:
     """Evaluations and losses of several runs, as rows."""
@@ -345,7 +349,7 @@ def run_program(name, main):
         sys.exit(1)
     except StudyError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(EXIT_DATA)
+        sys.exit(error.code)
     except ModuleNotFoundError as error:
         print(f"{name}: Python lacks {error.name}; type: apt install python3-h5py python3-matplotlib", file=sys.stderr)
         sys.exit(1)

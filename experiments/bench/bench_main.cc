@@ -203,7 +203,7 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::Range(1, 1024));
   step->add_option("--seconds", seconds, "with --at-once: of each of 5 timed rounds")
-      ->check(CLI::Range(1e-3, 1e4))
+      ->check(Between(1e-3, 1e4))
       ->capture_default_str();
   step->add_flag("--json", json, "machine-readable output: one line");
   step->allow_extras()->fallthrough();

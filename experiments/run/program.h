@@ -21,6 +21,17 @@ namespace weft {
 // Thrown by ParseArguments for --help.
 struct HelpWanted {};
 
+// Numbers from `low` to `high`, for options that take fractions: CLI::Range lets nan pass.
+inline CLI::Validator Between(double low, double high) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        double value = 0;
+        const bool fits = CLI::detail::lexical_cast(text, value) && value >= low && value <= high;
+        return fits ? "" : Cat("Value ", text, " not in range ", low, " to ", high);
+      },
+      Cat("FLOAT in [", low, " - ", high, "]"));
+}
+
 // Parses argv with `app`, where no value is empty and an option takes one word: CLI11 gives
 // "--out=" the next argument, and a list all that follow it.
 inline void ParseArguments(CLI::App& app, int argc, const char* const* argv) {

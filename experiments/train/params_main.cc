@@ -124,7 +124,7 @@ int Main(CLI::App& app, int argc, char** argv) {
       ->expected(1)
       ->take_all();
   app.add_option("--tolerance", request.tolerance, "largest residual that is accepted, per cent")
-      ->check(CLI::Range(0.0, 1e9))
+      ->check(Between(0, 1e9))
       ->capture_default_str();
   app.add_option("--multiple", request.multiple,
                  "try multiples of this only; 8 suits a GPU's products")

@@ -141,6 +141,10 @@ const std::vector<Case> kCases = {
     {"ParamsNoMatch", "",
      "$params tiny.toml --match parameters --to tiny.toml --to-set model.d_model=4 --by model.d_ff",
      2, {"no value of model.d_ff makes parameters equal to", "the nearest is 1 with", "%, more than 1 %"}},
+    {"ParamsToleranceIsNaN", "",
+     "$params tiny.toml --match parameters --to tiny.toml --to-set model.d_model=4 --by model.d_ff "
+     "--tolerance=nan",
+     2, {"--tolerance: Value nan not in range 0 to 1e+09"}},
     {"ParamsStdoutFull", "", "$params tiny.toml >/dev/full", 1,
      {"standard output cannot be written"}},
     {"TaskNothing", "", "$task", 2, {"expected list or sample"}},

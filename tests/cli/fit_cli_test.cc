@@ -94,6 +94,8 @@ const std::vector<BadFile> kBadFiles = {
     {"TwoPoints", First(3), 3, {"slow: found 2 points, expected at least 5"}},
     {"OneSize", First(5) + "slow,1e7,2e9,3.9\n", 3, {"found 1 size, expected at least 3, or give --alpha"}},
     {"OneTokenCount", "n,d,loss\n1e7,1e9,4\n2e7,1e9,3.9\n3e7,1e9,3.8\n4e7,1e9,3.7\n5e7,1e9,3.6\n", 3, {"found 1 token count, expected at least 3"}},
+    {"Semicolons", "n;d;loss\n1e8;1e9;3\n", 3, {"a.csv: has no column n, it has n;d;loss alone; columns are separated by commas"}},
+    {"OneEndlessLine", std::string(1000, 'x') + "\x1b[2J,d,loss", 3, {"it has xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..., d, loss; name it"}},
     {"NotText", std::string("\x89HDF\r\n\x1a\n\0\0", 10), 3, {"has no column"}},
     {"FilterKeepsNothing", kGood, 3, {"holds no points"}, {"--where=loss>100"}},
     {"NoSeeds", kGood, 3, {"no n and d has several seeds"}, {"--resample=seeds"}},
@@ -111,6 +113,10 @@ const std::vector<BadFile> kBadFiles = {
     {"NegativeTokens", kGood, 2, {"--d is \"-1\""}, {"--n=1B", "--d=-1"}},
     {"QuestionOfOtherForm", kGood, 2, {"--loss does not go with --form isoflop"}, {"--form=isoflop", "--loss=3"}},
     {"ExponentOutOfRange", kGood, 2, {"--alpha", "--help"}, {"--alpha=5"}},
+    {"FilterOfNaN", kGood, 2, {"--where is \"loss<nan\""}, {"--where=loss<nan"}},
+    {"DeltaIsNaN", kGood, 2, {"--delta: Value nan not in range 1e-12 to 1e+06"}, {"--delta=nan"}},
+    {"LevelIsNaN", kGood, 2, {"--level: Value nan not in range 0.01 to 0.9999"}, {"--level=nan"}},
+    {"ExponentIsNaN", kGood, 2, {"--alpha: Value nan not in range 0.01 to 2"}, {"--alpha=nan"}},
     {"UnknownFlag", kGood, 2, {"--bootstraps"}, {"--bootstraps=3"}},
 };
 // clang-format on
@@ -149,6 +155,11 @@ TEST(FitCli, MissingFilesAreNamed) {
   r = Fit(scratch, {"a.json"});
   EXPECT_EQ(r.code, 3);
   EXPECT_NE(r.err.find("a.json: is no file of laws"), r.err.npos) << r.err;
+  const std::string law = R"({"architecture": "x", "E": 1, "A": 1, "alpha": 1, "B": 1, "beta": 1})";
+  Spill(scratch / "a.json", "{\"fits\": [" + law + ", " + law + "]}");
+  r = Fit(scratch, {"a.json", "--flops=1e20"});
+  EXPECT_EQ(r.code, 3);
+  EXPECT_NE(r.err.find("a.json: has two laws of \"x\""), r.err.npos) << r.err;
   EXPECT_EQ(Fit(scratch, {}).code, 2);
 }
 
@@ -639,12 +650,28 @@ TEST(Report, ErrorsAreOneLine) {
   for (const auto& [arguments, code, part] :
        {std::tuple{std::vector<std::string>{"none"}, 3, "none: there is no such file"},
         {{"empty"}, 3, "empty: has no sweep.h5"},
+        {{"ladder", "--reference=gdm"}, 2, "ladder: --reference is \"gdm\", expected one of"},
+        {{"ladder", "--count=size"}, 2, "ladder: --count is \"size\", expected one of"},
+        {{"ladder", "--bootstrap=-1"}, 2, "--bootstrap: Value -1 not in range"},
+        {{"ladder", "-o", "empty"}, 1, "empty: cannot write"},
         {{"ladder", "-o", "file/report.html"}, 1, "file/report.html: cannot write"}}) {
     const Result r = Report(scratch, arguments);
     EXPECT_EQ(r.code, code) << r.err;
     EXPECT_EQ(Lines(r.err).size(), 1u) << r.err;
     EXPECT_NE(r.err.find(part), r.err.npos) << r.err;
   }
+}
+
+TEST(Report, APipeIsWrittenToAndNotReplaced) {
+  Scratch scratch;
+  WriteLadder(scratch);
+  const std::string report = Cat(WEFT_SOURCE_DIR "/analysis/weft-report --bootstrap 5 --fit ",
+                                 Program("fit"), " ladder -o pipe");
+  Process process(scratch.path(),
+                  {"/bin/bash", "-c",
+                   "mkfifo pipe; timeout 60 cat pipe > copy & " + report + "; wait; test -p pipe"});
+  EXPECT_EQ(process.Wait(), 0) << process.err();
+  EXPECT_TRUE(Slurp(scratch / "copy").ends_with("</html>\n"));
 }
 
 TEST(Report, ASweepThatCannotBeFittedSaysWhy) {

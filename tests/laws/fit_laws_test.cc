@@ -335,6 +335,37 @@ TEST(FitLaws, NothingNearAMinimumIsLower) {
   }
 }
 
+// Where A is zero alpha has no effect, and where B is zero beta has none; the rest must still reach
+// its minimum, also along the walls of the box.
+TEST(FitLaws, ATermThatVanishesStopsNoSearch) {
+  const Law without_size{1.6, 0, 0.3, 83, 0.21}, without_tokens{1.6, 90, 0.25, 0, 0.3};
+  int vanished = 0;
+  for (const Law& truth : {without_size, without_tokens}) {
+    for (uint64_t seed = 0; seed < 5; ++seed) {
+      const std::vector<Point> points = Grid(truth, kLadder, kMultiples, 0.002, seed);
+      const Fit fit = FitLaws(points, {}).front();
+      Rng rng(seed, Purpose::kTest, 3);
+      for (const Minimum& minimum : fit.minima) {
+        EXPECT_TRUE(minimum.stationary);
+        const Law& found = minimum.laws.front();
+        vanished += found.A == 0 || found.B == 0;
+        for (int i = 0; i < 200; ++i) {
+          const double size = std::pow(10, rng.Uniform(-7, -3));
+          Law law = found;
+          law.alpha *= std::exp(size * rng.Normal()), law.beta *= std::exp(size * rng.Normal());
+          law.E *= std::exp(size * rng.Normal());
+          law.A *= std::pow(4e8, law.alpha - found.alpha);
+          law.B *= std::pow(1e10, law.beta - found.beta);
+          law.alpha = std::clamp(law.alpha, kLeastExponent, kGreatestExponent);
+          law.beta = std::clamp(law.beta, kLeastExponent, kGreatestExponent);
+          EXPECT_GE(Objective(points, {law}, 1e-3), minimum.objective * (1 - 1e-12));
+        }
+      }
+    }
+  }
+  EXPECT_GT(vanished, 0);
+}
+
 TEST(FitLaws, LocalMinimaAreAllReported) {
   // A resample of the badly conditioned ladder that has four.
   const std::vector<Point> points = PublishedLike().back().points;
