@@ -1,6 +1,7 @@
 """The scaling laws of a study: weft fit asked for all that figures and tables show."""
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -19,6 +20,16 @@ def add_options(parser, default_count="parameters"):
     parser.add_argument("--count", default=default_count, help=f"what N counts, as in weft fit; default: {default_count}")
     parser.add_argument("--reference", help="architecture that others are compared with; default: the first")
     parser.add_argument("--fit", metavar="PROGRAM", type=Path, default=FIT, help="weft-fit; default: the one that ./weft built")
+
+
+def verdict(row):
+    """What an architecture needs to get to the reference's loss, of a row of Laws.savings."""
+    low, high = row.get("savings_low"), row.get("savings_high")
+    if row["savings"] is not None and low is not None and low > 1:
+        return "fewer tokens"
+    if high is not None and high < 1:
+        return "more tokens"
+    return "a number of tokens that these runs cannot tell from the reference's"
 
 
 class Laws:
@@ -75,3 +86,17 @@ class Laws:
     def loss(self, name, n, d):
         law = self.laws[name]
         return law["E"] + law["A"] / n ** law["alpha"] + law["B"] / d ** law["beta"]
+
+    def findings(self):
+        """A sentence on each architecture beside the reference, at the largest size that was trained."""
+        size = next(r["size"] for r in self.rows if (r["architecture"], r["n"]) == (self.reference, self.sizes[-1]))
+        share = {r["architecture"]: r["share"] for r in self.parity if r["size"] == size and r.get("share") is not None}
+        for r in self.savings:
+            if r["n"] != self.sizes[-1] or r["architecture"] == self.reference:
+                continue
+            factor, low, high = (math.inf if r.get(c) is None else r[c] for c in ["savings", "savings_low", "savings_high"])
+            said = (f"{r['architecture']} needs {verdict(r)}: after {r['d']:.3g} tokens of {self.reference} with n = {r['n']:.3g}, the "
+                    f"laws say a factor of {factor:.2f} [{low:.2f}, {high:.2f}]")
+            if r["architecture"] in share:
+                said += f"; as measured, it gets to the last loss there with {100 * share[r['architecture']]:.1f} % of the tokens"
+            yield said + "."

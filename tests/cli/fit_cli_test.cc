@@ -615,9 +615,9 @@ TEST(Report, HoldsFiguresTablesSettingsAndNothingFromTheNetwork) {
   EXPECT_EQ(Matches(page, "((?:src|href)=\"[^#][^\"]*)"), std::set<std::string>());
   EXPECT_EQ(page.find("<script"), page.npos);
   EXPECT_EQ(page.find("@import"), page.npos);
-  for (const char* part :
-       {"Which needs fewer tokens?", "64 cells: 63 done, 1 failed.", "failed, exit code 1",
-        "seed = 0  # &lt;default&gt;", "&quot;git_commit&quot;", "run63"}) {
+  for (const char* part : {"Which needs fewer tokens?", "64 cells: 63 done, 1 failed.",
+                           "failed, exit code 1", "seed = 0  # &lt;default&gt;",
+                           "&quot;git_commit&quot;", "run63", "gdn needs fewer tokens: after "}) {
     EXPECT_NE(page.find(part), page.npos) << part;
   }
   // Its law is weft fit's.
