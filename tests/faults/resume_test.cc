@@ -627,8 +627,8 @@ TEST_F(Resume, AnEpochReadsEveryWindowOnce) {
   const int64_t length = 64;
   const TextSource source(text, Split::kTrain, 11, length, true);
   const std::string& bytes = text.part(Split::kTrain).bytes;
-  std::vector<int32_t> tokens(length), labels(length), starts(length);
-  const Row row{tokens.data(), labels.data(), starts.data(), length};
+  std::vector<int32_t> tokens(length), labels(length), starts(length), positions(length);
+  const Row row{tokens.data(), labels.data(), starts.data(), positions.data(), length};
   std::vector<std::string> orders[2];
   for (int64_t epoch : {0, 1}) {
     for (int64_t i = 0; i < source.windows(); ++i) {
