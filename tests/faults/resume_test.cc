@@ -701,12 +701,13 @@ TEST_F(Resume, DocumentsEndWithoutALabel) {
   const Text text(config);
   EXPECT_EQ(text.part(Split::kTrain).bytes, joined);
   const TextSource source(text, Split::kTrain, 0, 29, true);
-  std::vector<int32_t> tokens(29), labels(29), starts(29);
-  source.Fill(0, {tokens.data(), labels.data(), starts.data(), 29});
+  std::vector<int32_t> tokens(29), labels(29), starts(29), positions(29);
+  source.Fill(0, {tokens.data(), labels.data(), starts.data(), positions.data(), 29});
   for (size_t t = 0; t < 29; ++t) {
     EXPECT_EQ(tokens[t], joined[t]);
     EXPECT_EQ(labels[t], t % 10 == 9 ? kIgnoreLabel : joined[t + 1]) << t;
     EXPECT_EQ(starts[t], static_cast<int32_t>(t / 10 * 10)) << t;
+    EXPECT_EQ(positions[t], static_cast<int32_t>(t % 10)) << t;
   }
 }
 
