@@ -29,6 +29,10 @@ void ModelConfig::Visit(ConfigVisitor& v) {
   v.Key("last", last, "mixer of the last block, likewise");
   v.Key("d_ff", d_ff, "hidden width of the SwiGLU MLP; 0 = 4 d_model", Range{0, 1 << 22});
   v.Key("vocab", vocab, "vocabulary size; 0 = what the data needs", Range{0, 1 << 24});
+  v.Key("positions", positions,
+        "table of learned positions, counted from the start of a document and added to the "
+        "embedding; 0 = none",
+        Range{0, 1 << 24});
   v.Key("tied", tied, "the head is the embedding");
   v.Key("norm_eps", norm_eps, "epsilon of the block norms", Range{0, 1});
   v.Key("init_std", init_std, "weights start truncated normal with this sigma, cut at 3 sigma",
@@ -92,6 +96,8 @@ Model::Model(const ModelConfig& config, const MixerConfigs& mixers) : config_(co
   Check(config.vocab > 0, "model.vocab must be known before the model is built");
   const Init weights = TruncatedNormal(config.init_std);
   embedding_ = params_.Add("embedding", {config.vocab, D}, weights, false);
+  if (config.positions > 0)
+    positions_ = params_.Add("positions", {config.positions, D}, weights, false);
   for (int64_t i = 0; i < config.layers; ++i) {
     Layer layer;
     layer.label = config.LabelOf(i);
@@ -115,6 +121,19 @@ Var Model::Body(Context& c, Tape& tape, const TensorView& tokens, const Document
   Residual r{tape.NewVar(c, "embedding", {B, T, config_.d_model}), {}};
   const EmbeddingFwd embed{tokens, embedding_->var.x, r.h.x};
   tape.Run(c, embed, EmbeddingBwd{embed, r.h.dx, GradOf(embedding_->var)});
+  if (positions_) {
+    if (T > config_.positions) {
+      Fail(ExitCode::kUsage, "model.positions = ", config_.positions, " is less than the ", T,
+           " tokens of a row; raise it, or shorten rows");
+    }
+    Check(
+        documents.position.defined() && !state,
+        "a model with learned positions (model.positions) has to be given them, and cannot decode");
+    r.branch = tape.NewVar(c, "positions", {B, T, config_.d_model});
+    const EmbeddingFwd place{documents.position, positions_->var.x, r.branch.x};
+    tape.Run(c, place, EmbeddingBwd{place, r.branch.dx, GradOf(positions_->var)});
+    Settle(c, tape, r);
+  }
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     if (config_.recompute != ModelConfig::Recompute::kBlock || !tape.recording()) {
@@ -291,7 +310,8 @@ ModelState Model::NewState(Context& c, int64_t B, int64_t capacity) const {
 }
 
 Model::Counts Model::Count() const {
-  Counts counts{params_.Count(), params_.Count("embedding"), params_.Count("head"), 0};
+  Counts counts{params_.Count(), params_.Count("embedding") + params_.Count("positions"),
+                params_.Count("head"), 0};
   counts.body = counts.total - counts.embedding - counts.head;
   return counts;
 }

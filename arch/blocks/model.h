@@ -24,7 +24,7 @@
 namespace weft {
 
 struct ModelConfig {
-  int64_t d_model = 256, layers = 4, d_ff = 0, vocab = 0;
+  int64_t d_model = 256, layers = 4, d_ff = 0, vocab = 0, positions = 0;
   std::vector<std::string> pattern = {"attention"};
   std::string middle, last;
   bool tied = false;
@@ -133,7 +133,7 @@ class Model {
 
   ModelConfig config_;
   ParamRegistry params_;
-  Param *embedding_, *norm_, *head_;
+  Param *embedding_, *positions_ = nullptr, *norm_, *head_;
   std::vector<Layer> layers_;
 };
 

@@ -15,7 +15,8 @@ namespace weft {
 // Documents packed in the rows of a batch. start(b, t) is the index of the first token of the
 // document that holds token t; nothing may flow across it. Undefined: every row is one document.
 struct Documents {
-  TensorView start;  // i32 [B, T]
+  TensorView start;     // i32 [B, T]
+  TensorView position;  // i32 [B, T], t - start(b, t): for models with learned positions
 };
 
 // What a mixer keeps between decoding steps. `position` tokens have been seen, at most `capacity`

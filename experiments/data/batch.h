@@ -10,35 +10,38 @@
 
 namespace weft {
 
-// One block, so that it travels to a device in one copy: tokens, labels and document starts, i32
-// [B, T] each, then four f32: schedule (see adamw.h) and denominator (see cross_entropy.h).
+// One block, so that it travels to a device in one copy: tokens, labels, document starts and
+// positions, i32 [B, T] each, then four f32: schedule (see adamw.h) and denominator (see
+// cross_entropy.h).
 class Batch {
  public:
   // In memory of its own, or in `memory` of Bytes(B, T), on the host or on a device.
   Batch(int64_t B, int64_t T)
-      : B_(B), T_(T), own_(new int32_t[static_cast<size_t>(3 * B * T + 4)]()) {
+      : B_(B), T_(T), own_(new int32_t[static_cast<size_t>(4 * B * T + 4)]()) {
     data_ = own_.get();
   }
   Batch(int64_t B, int64_t T, void* memory) : B_(B), T_(T), data_(static_cast<int32_t*>(memory)) {}
 
-  static int64_t Bytes(int64_t B, int64_t T) { return 4 * (3 * B * T + 4); }
+  static int64_t Bytes(int64_t B, int64_t T) { return 4 * (4 * B * T + 4); }
   int64_t B() const { return B_; }
   int64_t T() const { return T_; }
 
   // Rows [b, b + n).
   TensorView tokens(int64_t b, int64_t n) const { return Rows(0, b, n, "tokens"); }
   TensorView labels(int64_t b, int64_t n) const { return Rows(1, b, n, "labels"); }
-  Documents documents(int64_t b, int64_t n) const { return {Rows(2, b, n, "doc_start")}; }
-  TensorView schedule() const { return {data_ + 3 * B_ * T_, DType::kF32, {3}, "schedule"}; }
-  TensorView denominator() const {
-    return {data_ + 3 * B_ * T_ + 3, DType::kF32, {1}, "denominator"};
+  Documents documents(int64_t b, int64_t n) const {
+    return {Rows(2, b, n, "doc_start"), Rows(3, b, n, "position")};
   }
-  TensorView whole() const { return {data_, DType::kI32, {3 * B_ * T_ + 4}, "batch"}; }
+  TensorView schedule() const { return {data_ + 4 * B_ * T_, DType::kF32, {3}, "schedule"}; }
+  TensorView denominator() const {
+    return {data_ + 4 * B_ * T_ + 3, DType::kF32, {1}, "denominator"};
+  }
+  TensorView whole() const { return {data_, DType::kI32, {4 * B_ * T_ + 4}, "batch"}; }
 
   // On the host.
   Row row(int64_t b) const {
     int32_t* at = data_ + b * T_;
-    return {at, at + B_ * T_, at + 2 * B_ * T_, T_};
+    return {at, at + B_ * T_, at + 2 * B_ * T_, at + 3 * B_ * T_, T_};
   }
   // Rows [first, first + B) of the source.
   void Fill(const Source& source, int64_t first) {

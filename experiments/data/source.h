@@ -13,13 +13,19 @@
 namespace weft {
 
 // One row of a batch, T tokens each. labels[t] is the token to predict after tokens[t], or
-// kIgnoreLabel. doc_start[t] is the index of the first token of the document that holds token t;
-// documents do not see each other.
+// kIgnoreLabel. doc_start[t] is the index of the first token of the document that holds token t,
+// and position[t] = t - doc_start[t]; documents do not see each other.
 struct Row {
   int32_t* tokens;
   int32_t* labels;
   int32_t* doc_start;
+  int32_t* position;
   int64_t length;
+
+  void Begin(int64_t t, int64_t start) const {  // the document of token t begins at `start`
+    doc_start[t] = static_cast<int32_t>(start);
+    position[t] = static_cast<int32_t>(t - start);
+  }
 };
 
 class Source {

@@ -43,7 +43,7 @@ int64_t TaskSource::Pack(int64_t first, int64_t end, const Row& row) const {
     const int64_t n = static_cast<int64_t>(sample.tokens.size());
     if (at + n > row.length) break;
     std::copy_n(sample.tokens.begin(), n, row.tokens + at);
-    std::fill_n(row.doc_start + at, n, static_cast<int32_t>(at));
+    for (int64_t t = at; t < at + n; ++t) row.Begin(t, at);
     if (labels_ == Labels::kAll) {
       std::copy_n(sample.labels.begin(), n, row.labels + at);
     } else {
@@ -57,7 +57,7 @@ int64_t TaskSource::Pack(int64_t first, int64_t end, const Row& row) const {
   for (int64_t i = at; i < row.length; ++i) {
     row.tokens[i] = 0;
     row.labels[i] = kIgnoreLabel;
-    row.doc_start[i] = static_cast<int32_t>(at);
+    row.Begin(i, at);
   }
   return index - first;
 }

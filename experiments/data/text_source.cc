@@ -113,7 +113,7 @@ void TextSource::Fill(int64_t index, const Row& row) const {
   int64_t start = 0;  // within the row
   for (int64_t t = 0; t < row.length; ++t) {
     row.tokens[t] = bytes[begin + t];
-    row.doc_start[t] = static_cast<int32_t>(start);
+    row.Begin(t, start);
     const bool last =
         documents_ && next != part_.starts.end() && *next == begin + t + 1;  // of its document
     row.labels[t] = last ? kIgnoreLabel : bytes[begin + t + 1];
@@ -130,7 +130,7 @@ void RandomSource::Fill(int64_t index, const Row& row) const {
   for (int64_t t = 0; t < row.length; ++t) {
     row.tokens[t] = token;
     row.labels[t] = token = static_cast<int32_t>(rng.Below(static_cast<uint32_t>(vocab_)));
-    row.doc_start[t] = 0;
+    row.Begin(t, 0);
   }
 }
 

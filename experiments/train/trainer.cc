@@ -406,8 +406,9 @@ void Trainer::RunOps() {
     loss.total = results_.Slice(0, 0, 1), loss.mean_nll = results_.Slice(0, 1, 1);
     loss.z_loss = e_.optim.z_loss;
     loss.accumulate = b > 0;
-    model_->LossOf(c, tape, batch_->tokens(b, rows),
-                   one_document ? Documents{} : batch_->documents(b, rows), loss);
+    Documents documents = batch_->documents(b, rows);
+    if (one_document) documents.start = {};
+    model_->LossOf(c, tape, batch_->tokens(b, rows), documents, loss);
     tape.Backward(c);
   }
   GlobalNormFwd global;

@@ -627,8 +627,8 @@ TEST_F(Resume, AnEpochReadsEveryWindowOnce) {
   const int64_t length = 64;
   const TextSource source(text, Split::kTrain, 11, length, true);
   const std::string& bytes = text.part(Split::kTrain).bytes;
-  std::vector<int32_t> tokens(length), labels(length), starts(length);
-  const Row row{tokens.data(), labels.data(), starts.data(), length};
+  std::vector<int32_t> tokens(length), labels(length), starts(length), positions(length);
+  const Row row{tokens.data(), labels.data(), starts.data(), positions.data(), length};
   std::vector<std::string> orders[2];
   for (int64_t epoch : {0, 1}) {
     for (int64_t i = 0; i < source.windows(); ++i) {
@@ -701,12 +701,13 @@ TEST_F(Resume, DocumentsEndWithoutALabel) {
   const Text text(config);
   EXPECT_EQ(text.part(Split::kTrain).bytes, joined);
   const TextSource source(text, Split::kTrain, 0, 29, true);
-  std::vector<int32_t> tokens(29), labels(29), starts(29);
-  source.Fill(0, {tokens.data(), labels.data(), starts.data(), 29});
+  std::vector<int32_t> tokens(29), labels(29), starts(29), positions(29);
+  source.Fill(0, {tokens.data(), labels.data(), starts.data(), positions.data(), 29});
   for (size_t t = 0; t < 29; ++t) {
     EXPECT_EQ(tokens[t], joined[t]);
     EXPECT_EQ(labels[t], t % 10 == 9 ? kIgnoreLabel : joined[t + 1]) << t;
     EXPECT_EQ(starts[t], static_cast<int32_t>(t / 10 * 10)) << t;
+    EXPECT_EQ(positions[t], static_cast<int32_t>(t % 10)) << t;
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <tuple>
 
 #include "arch/blocks/model.h"
 #include "kernels/base/rng.h"
@@ -274,9 +275,13 @@ TEST(ModelLaw, GradientsAreDerivatives) {
   ModelConfig config;
   config.d_model = 8, config.layers = 4, config.d_ff = 12, config.vocab = 11, config.init_std = 0.3;
   using enum ModelConfig::Recompute;
-  for (const auto& [tied, recompute] :
-       {std::pair{false, kNone}, {true, kNone}, {false, kHidden}, {true, kBlock}}) {
-    config.tied = tied, config.recompute = recompute;
+  for (const auto& [tied, recompute, positions] : {std::tuple{false, kNone, 0},
+                                                   {true, kNone, 0},
+                                                   {false, kHidden, 0},
+                                                   {true, kBlock, 0},
+                                                   {false, kNone, 6},
+                                                   {true, kBlock, 5}}) {
+    config.tied = tied, config.recompute = recompute, config.positions = positions;
     config.pattern = {"gated_delta", "attention-post", "attention", "identity"};
     MixerConfigs mixers(config.pattern);
     ConfigVisitor v;
@@ -298,16 +303,18 @@ TEST(ModelLaw, GradientsAreDerivatives) {
       }
       const TensorView tokens = arena.Alloc(DType::kI32, {2, 5}, "tokens"),
                        labels = arena.Alloc(DType::kI32, {2, 5}, "labels"),
+                       position = arena.Alloc(DType::kI32, {2, 5}, "position"),
                        denominator = arena.Alloc(DType::kF64, {1}, "denominator");
       for (int i = 0; i < 10; ++i) {
         tokens.Data<int32_t>()[i] = 3 * i % 11;
         labels.Data<int32_t>()[i] = i % 4 == 2 ? -100 : 5 * i % 11;
+        position.Data<int32_t>()[i] = i % 5;
       }
       *denominator.Data<double>() = 8;
       Tape tape(slope != nullptr);
       Model::Loss loss = Model::NewLoss(c, labels, denominator);
       loss.z_loss = 0.1;
-      model.LossOf(c, tape, tokens, {}, loss);
+      model.LossOf(c, tape, tokens, {{}, position}, loss);
       if (slope) {
         tape.Backward(c);
         *slope = 0;
@@ -323,6 +330,43 @@ TEST(ModelLaw, GradientsAreDerivatives) {
     const double difference = Derivative([&](double step) { return loss(step, nullptr); });
     EXPECT_NEAR(slope, difference, 1e-8 * (1 + std::abs(difference)));
   }
+}
+
+// Without mixing over time, what a model says depends on the token and on its place in its
+// document.
+TEST(ModelLaw, PositionsCountFromTheStartOfADocument) {
+  ModelConfig config;
+  config.d_model = 8, config.layers = 1, config.vocab = 3, config.init_std = 0.3;
+  config.pattern = {"identity"};
+  const MixerConfigs mixers(config.pattern);
+  const auto logits = [&](int64_t positions, bool given) {
+    config.positions = positions;
+    Stream stream(std::in_place_type<CpuStream>, 1);
+    Arena arena(Arena::Mode::kGuarded, 1 << 20);
+    Context c{stream, arena, DType::kF64};
+    Model model(config, mixers);
+    model.params().Allocate(stream, arena, DType::kF64, false);
+    model.params().Initialise(stream, 5);
+    const TensorView tokens = arena.Alloc(DType::kI32, {1, 5}, "tokens"),
+                     position = arena.Alloc(DType::kI32, {1, 5}, "position");
+    const int32_t kPosition[] = {0, 1, 2, 0, 1};
+    std::fill_n(tokens.Data<int32_t>(), 5, 1);
+    std::copy_n(kPosition, 5, position.Data<int32_t>());
+    Tape tape(false);
+    const Var y = model.Logits(c, tape, tokens, given ? Documents{{}, position} : Documents{});
+    std::vector<double> first;
+    for (int t = 0; t < 5; ++t) first.push_back(y.x.Data<double>()[t * y.x.stride(1)]);
+    return first;
+  };
+  const std::vector<double> with = logits(5, true), without = logits(0, true);
+  EXPECT_EQ(with[0], with[3]);
+  EXPECT_EQ(with[1], with[4]);
+  EXPECT_NE(with[0], with[1]);
+  EXPECT_NE(with[1], with[2]);
+  EXPECT_EQ(without, std::vector<double>(5, without[0]));
+  EXPECT_EQ(without, logits(0, false));
+  EXPECT_HAS(UsageError([&] { logits(4, true); }), "model.positions = 4 is less than the 5");
+  EXPECT_HAS(CheckError([&] { logits(5, false); }), "learned positions");
 }
 
 // The head in one piece and in several, of which one has few labels and one is short.
