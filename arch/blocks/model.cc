@@ -29,10 +29,10 @@ void ModelConfig::Visit(ConfigVisitor& v) {
   v.Key("last", last, "mixer of the last block, likewise");
   v.Key("d_ff", d_ff, "hidden width of the SwiGLU MLP; 0 = 4 d_model", Range{0, 1 << 22});
   v.Key("vocab", vocab, "vocabulary size; 0 = what the data needs", Range{0, 1 << 24});
-  v.Key("positions", positions,
-        "table of learned positions, counted from the start of a document and added to the "
-        "embedding; 0 = none",
-        Range{0, 1 << 24});
+  v.LaterKey("positions", positions, "0",
+             "table of learned positions, counted from the start of a document and added to the "
+             "embedding; 0 = none",
+             Range{0, 1 << 24});
   v.Key("tied", tied, "the head is the embedding");
   v.Key("norm_eps", norm_eps, "epsilon of the block norms", Range{0, 1});
   v.Key("init_std", init_std, "weights start truncated normal with this sigma, cut at 3 sigma",

@@ -381,8 +381,8 @@ std::string NearestKey(const std::string& path, const std::vector<std::string>& 
     size_t distance = EditDistance(path, key);
     if (!has_dot) {
       const std::string section = key.substr(0, key.find('.'));
-      distance = std::min({distance, EditDistance(path, LastPart(key)) + 1,
-                           EditDistance(path, section) + 1});
+      distance = std::min(
+          {distance, EditDistance(path, LastPart(key)) + 1, EditDistance(path, section) + 1});
     }
     if (distance < least) {
       least = distance;
@@ -454,8 +454,10 @@ std::string HelpText(const std::vector<ConfigField>& fields) {
 
 std::string HashOf(const std::vector<ConfigField>& fields) {
   std::vector<std::string> lines;
-  for (const ConfigField& field : fields)
-    lines.push_back(TomlKey(field.path) + " = " + ToToml(field) + "\n");
+  for (const ConfigField& field : fields) {
+    const std::string value = ToToml(field);
+    if (field.absent != value) lines.push_back(TomlKey(field.path) + " = " + value + "\n");
+  }
   std::sort(lines.begin(), lines.end());
   const std::string all = fmt::format("{}", fmt::join(lines, ""));
   const XXH128_hash_t hash = XXH3_128bits(all.data(), all.size());

@@ -37,6 +37,7 @@ struct ConfigField {
   std::string help;
   Range range;                       // numbers and elements of number lists
   std::vector<std::string> choices;  // strings: allowed values; empty = any
+  std::string absent = {};           // see ConfigVisitor::LaterKey
 };
 
 // Collects the fields of config structs.
@@ -53,6 +54,14 @@ class ConfigVisitor {
   void Key(std::string_view name, std::string& value, std::string_view help,
            std::vector<std::string> choices) {
     Add(name, &value, help, {}, std::move(choices));
+  }
+  // A key that came when runs had their names already. With the value `absent`, in TOML, it is no
+  // part of a hash: runs from before, which were so, keep their names.
+  template <class T>
+  void LaterKey(std::string_view name, T& value, std::string_view absent, std::string_view help,
+                Range range) {
+    Key(name, value, help, range);
+    fields_.back().absent = absent;
   }
   // Visits `part` with its keys under "name.".
   template <class Part>
@@ -119,7 +128,8 @@ std::string WriteToml(const std::vector<ConfigField>& fields,
 // key = default   help (range or choices), one line each.
 std::string HelpText(const std::vector<ConfigField>& fields);
 
-// 12 hex digits of a hash (XXH3 128 bits) of the canonical "path = value" lines, sorted by path.
+// 12 hex digits of a hash (XXH3 128 bits) of the canonical "path = value" lines, sorted by path,
+// without those of ConfigVisitor::LaterKey that are absent.
 std::string HashOf(const std::vector<ConfigField>& fields);
 
 }  // namespace weft

@@ -308,6 +308,19 @@ TEST(Config, HashIsStableAndDependsOnEveryValueButNotOnOrder) {
   }
 }
 
+TEST(Config, AKeyThatCameLaterLeavesTheNamesOfRunsWithoutIt) {
+  Everything config;
+  std::vector<ConfigField> fields = FieldsOf(config);
+  const std::string before = HashOf(fields);
+  int64_t positions = 0;
+  ConfigVisitor later;
+  later.LaterKey("positions", positions, "0", "", Range{0, 8});
+  fields.push_back(later.fields().front());
+  EXPECT_EQ(HashOf(fields), before);
+  positions = 8;
+  EXPECT_NE(HashOf(fields), before);
+}
+
 TEST(Config, HelpShowsDefaultRangeAndChoices) {
   Everything config;
   const std::string help = HelpText(FieldsOf(config));
