@@ -21,13 +21,14 @@
 #include <bit>
 #include <utility>
 
+#include "kernels/base/check.h"
 #include "synth-tasks/core/program.h"
 
 namespace weft {
 namespace {
 
 struct StateBasedRecallConfig : LanguageConfig {
-  int64_t max_difficulty = 128;
+  int64_t max_difficulty = 128, longest_list = 0;
   std::string reveal = "bits";
 
   StateBasedRecallConfig() {
@@ -40,6 +41,9 @@ struct StateBasedRecallConfig : LanguageConfig {
     VisitMaxDifficulty(v, max_difficulty);
     v.Key("reveal", reveal, "what an intermediate assertion reveals: a pointer or the bit there",
           {"bits", "address"});
+    v.LaterKey("longest_list", longest_list, "0",
+               "training samples with assertions have uniformly n to so many bits; 0 = n",
+               Range{0, kLargestDifficulty});
     LanguageConfig::Visit(v);
   }
   std::unique_ptr<Task> Make() const override;
@@ -49,8 +53,13 @@ class StateBasedRecall : public ProgramTask {
  public:
   explicit StateBasedRecall(const StateBasedRecallConfig& config)
       : ProgramTask("state_based_recall", config, config.max_difficulty),
+        longest_list_(config.longest_list),
         always_strict_(config.strict_fraction == 1),
         reveal_bits_(config.reveal == "bits") {
+    if (longest_list_ > config.max_difficulty)
+      Fail(ExitCode::kUsage, "task.longest_list = ", longest_list_,
+           " exceeds task.max_difficulty = ", config.max_difficulty,
+           ", the number of addresses; raise that or lower this");
     Atoms atoms;
     list_ = BitList(atoms);
     first_pointer_ = atoms.Add("\na, b, c, d, e = ", Numbers(config.max_difficulty));
@@ -66,10 +75,13 @@ class StateBasedRecall : public ProgramTask {
   void Write(SampleWriter& out, Rng& rng, int64_t difficulty, bool strict) const override {
     const auto n = static_cast<uint32_t>(difficulty);
     const uint32_t spacing = strict ? n : 1u << rng.Below(std::bit_width(n));
-    list_.Write(out, rng, difficulty);
+    const uint32_t bits = strict || longest_list_ <= n
+                              ? n
+                              : n + rng.Below(static_cast<uint32_t>(longest_list_ - n + 1));
+    list_.Write(out, rng, bits);
     std::array<uint32_t, kVariables> pointers;
     for (uint32_t k = 0; k < kVariables; ++k) {
-      pointers[k] = rng.Below(n);
+      pointers[k] = rng.Below(bits);
       out.Put((k == 0 ? first_pointer_ : pointer_) + static_cast<int32_t>(pointers[k]));
     }
     const auto ask_bit = [&](uint32_t variable) {
@@ -96,10 +108,12 @@ class StateBasedRecall : public ProgramTask {
 
   int64_t LengthOf(int64_t n) const override {
     const int64_t assertions = always_strict_ ? 0 : n - 1;
-    return BitList::TokenCount(n) + kVariables + 4 * n + 2 * assertions + 2;
+    return BitList::TokenCount(std::max(n, longest_list_)) + kVariables + 4 * n + 2 * assertions +
+           2;
   }
 
  private:
+  int64_t longest_list_;
   bool always_strict_, reveal_bits_;
   BitList list_;
   UpdateLine update_;

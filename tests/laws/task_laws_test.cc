@@ -476,6 +476,7 @@ TEST(AllTasks, BadKnobsAreRefused) {
       {"recall", {"loss=some"}, "task.loss"},
       {"state_based_recall", {"strict_fraction=1.5"}, "task.strict_fraction"},
       {"state_based_recall", {"reveal=any"}, "task.reveal"},
+      {"state_based_recall", {"longest_list=129"}, "task.max_difficulty = 128"},
       {"state_based_recall", {"promote_accuracy=2"}, "task.promote_accuracy"},
       {"state_tracking", {"interval=-1"}, "task.interval"},
       {"state_tracking", {"update=permute"}, "task.update"},

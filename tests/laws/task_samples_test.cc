@@ -157,6 +157,30 @@ TEST(StateBasedRecall, PointersAreUniformAndRevealFollowsTheKnob) {
   ExpectUniform(pointers, 40);
 }
 
+// Strict samples, evaluated or not, have n bits; the others n to longest_list, and no more tokens
+// than MaxLength allows for.
+TEST(StateBasedRecall, ListsAreAsLongAsTheKnobSays) {
+  const auto task = MakeTask("state_based_recall", {"longest_list=32"});
+  std::map<int64_t, int64_t> bits;
+  Sample sample;
+  size_t longest = 0;
+  for (uint64_t index = 0; index < 5000; ++index) {
+    task->Generate(1, Split::kTrain, index, 8, false, sample);
+    longest = std::max(longest, sample.tokens.size());
+    ++bits[CountOf(",", Lines(Text(*task, sample))[0]) + 1];
+    task->Generate(1, Split::kEval, index, 8, true, sample);
+    ASSERT_EQ(CountOf(",", Lines(Text(*task, sample))[0]) + 1, 8);
+  }
+  EXPECT_LE(longest, task->MaxLength(8));
+  EXPECT_GE(longest + 2, task->MaxLength(8));
+  ASSERT_EQ(bits.size(), 25u);
+  for (const auto& [m, count] : bits) {
+    const double part = .8 / 25 + (m == 8 ? .2 : 0);
+    EXPECT_NEAR(static_cast<double>(count) / 5000, part, 4 * std::sqrt(part * (1 - part) / 5000))
+        << m;
+  }
+}
+
 // Python prints what the interpreter says and the text states, writes the numbers of the trace, and
 // executes as many lines after the head as the difficulty says.
 TEST(CodeExecution, PythonAgrees) {
