@@ -49,7 +49,7 @@ void Attention(benchmark::State& state, int64_t B, int64_t T, int64_t H, int64_t
 
 const bool kRegistered = [] {
   constexpr int64_t kShapes[][4] = {
-      {16, 2048, 6, 128}, {4, 4096, 16, 128}, {32, 1024, 4, 64}, {8, 8192, 16, 128}};
+      {16, 2048, 6, 128}, {4, 4096, 16, 128}, {32, 1024, 4, 64}, {8, 8192, 16, 128}, {4, 8192, 16, 64}};
   const auto add = [&](const char* direction, bool backward, bool deterministic) {
     for (const auto& [B, T, H, D] : kShapes) {
       std::ostringstream name;

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gpu
 
-SHAPES = [(16, 2048, 6, 128), (4, 4096, 16, 128), (32, 1024, 4, 64), (8, 8192, 16, 128)]
+SHAPES = [(16, 2048, 6, 128), (4, 4096, 16, 128), (32, 1024, 4, 64), (8, 8192, 16, 128), (4, 8192, 16, 64)]
 
 
 def time_pytorch(B, T, H, D):
