@@ -63,6 +63,11 @@ class ConfigVisitor {
     Key(name, value, help, range);
     fields_.back().absent = absent;
   }
+  void LaterKey(std::string_view name, std::string& value, std::string_view absent,
+                std::string_view help, std::vector<std::string> choices) {
+    Key(name, value, help, std::move(choices));
+    fields_.back().absent = absent;
+  }
   // Visits `part` with its keys under "name.".
   template <class Part>
   void Section(std::string_view name, Part& part) {

@@ -319,6 +319,13 @@ TEST(Config, AKeyThatCameLaterLeavesTheNamesOfRunsWithoutIt) {
   EXPECT_EQ(HashOf(fields), before);
   positions = 8;
   EXPECT_NE(HashOf(fields), before);
+  fields.pop_back();
+  std::string address = "variable";
+  later.LaterKey("address", address, "\"variable\"", "", {"variable", "literal"});
+  fields.push_back(later.fields().back());
+  EXPECT_EQ(HashOf(fields), before);
+  address = "literal";
+  EXPECT_NE(HashOf(fields), before);
 }
 
 TEST(Config, HelpShowsDefaultRangeAndChoices) {

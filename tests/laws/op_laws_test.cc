@@ -14,7 +14,7 @@
 namespace weft {
 namespace {
 
-constexpr int64_t kArenaBytes = 64 << 20;
+constexpr int64_t kArenaBytes = 64 << 20, kNanBytes = 1 << 20;
 constexpr double kStep = 1e-50;  // complex step: no cancellation, so any tiny number will do
 
 // The one tolerance: c eps sqrt(reduction length), on |a - b| / |b|. Sums of bf16 numbers are taken
@@ -79,12 +79,15 @@ struct Bench {
     CaseMaker maker(arena, dtype, pad, bf16_values);
     op = c.make(maker);
   }
-  // On a GPU the op runs in a copy of the whole arena, sentinels included.
+  // On a GPU the op runs in a copy of the whole arena, sentinels included, and its scratch memory
+  // begins with NaN.
   void Launch(Stream& stream, const AnyOp& any) {
 #ifdef WEFT_CUDA
     if (auto* cuda = std::get_if<CudaStream>(&stream)) {
       Arena device(Arena::Mode::kPlain, arena.used(), Memory::kDevice);
       cuda->Copy(device.base(), arena.base(), arena.used());
+      static const std::vector<std::byte> nan(kNanBytes, std::byte{0xff});
+      cuda->Copy(cuda->Scratch(kNanBytes), nan.data(), kNanBytes);
       any.launch(stream, device.base() - arena.base());
       cuda->Copy(arena.base(), device.base(), arena.used());
       cuda->Synchronize();

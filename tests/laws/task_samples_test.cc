@@ -118,6 +118,20 @@ TEST(Recall, AddressesAndBitsAreUniform) {
   ExpectUniform(bits, 32);
 }
 
+TEST(Recall, LiteralAddressesAreUniform) {
+  const auto task = MakeTask("recall", {"address=literal"});
+  std::map<std::string, int64_t> addresses;
+  Sample sample;
+  for (uint64_t index = 0; index < 4000; ++index) {
+    task->Generate(1, Split::kTrain, index, 16, false, sample);
+    const auto lines = Lines(Text(*task, sample));
+    ASSERT_EQ(lines.size(), 2u);
+    ++addresses[lines[1].substr(0, lines[1].find(" =="))];
+  }
+  ASSERT_TRUE(addresses.contains("assert bits[15]"));
+  ExpectUniform(addresses, 16);
+}
+
 TEST(StateBasedRecall, SpacingIsUniformOnPowersOfTwo) {
   const auto task = MakeTask("state_based_recall");
   constexpr int64_t kCount = 5000;
