@@ -1,5 +1,7 @@
 #include "kernels/gated_delta/gated_delta.h"
 
+#include <algorithm>
+
 namespace weft {
 namespace {
 
@@ -20,6 +22,20 @@ void GatedDeltaFwd::Check() const {
     if (!gate->defined()) continue;
     CheckShape(kOp, name, *gate, {B, T, H});
     CheckDType(kOp, name, *gate, Wide(q.dtype()));
+  }
+  const auto projections = {&gate_a, &gate_b, &a_log, &dt_bias};
+  if (std::ranges::any_of(projections, &TensorView::defined)) {
+    weft::Check(!beta.defined() && !log_a.defined(), kOp,
+                ": gates are given twice, as beta or log_a and as projections; leave one out");
+    for (const auto& [name, gate] : {std::pair{"gate_a", &gate_a}, std::pair{"gate_b", &gate_b}}) {
+      CheckShape(kOp, name, *gate, {B, T, H});
+      CheckDType(kOp, name, *gate, q.dtype());
+    }
+    for (const auto& [name, x] : {std::pair{"a_log", &a_log}, std::pair{"dt_bias", &dt_bias}}) {
+      CheckShape(kOp, name, *x, {H});
+      CheckDense(kOp, name, *x);
+      CheckDType(kOp, name, *x, Wide(q.dtype()));
+    }
   }
   if (doc_start.defined()) {
     CheckShape(kOp, "doc_start", doc_start, {B, T});
@@ -50,6 +66,12 @@ void GatedDeltaBwd::Check() const {
   CheckSameShape(kOp, "dv", dv, fwd.v);
   if (dbeta.defined()) CheckSameShape(kOp, "dbeta", dbeta, fwd.beta);
   if (dlog_a.defined()) CheckSameShape(kOp, "dlog_a", dlog_a, fwd.log_a);
+  if (fwd.gate_a.defined()) {
+    CheckSameShape(kOp, "dgate_a", dgate_a, fwd.gate_a);
+    CheckSameShape(kOp, "dgate_b", dgate_b, fwd.gate_b);
+    CheckSameShape(kOp, "da_log", da_log, fwd.a_log);
+    CheckSameShape(kOp, "ddt_bias", ddt_bias, fwd.dt_bias);
+  }
   for (const Grad* d : {&dq, &dk, &dv}) CheckDense(kOp, d->name(), *d);
   const int64_t B = fwd.q.dim(0), H = fwd.q.dim(2), K = fwd.q.dim(3), V = fwd.v.dim(3);
   for (const auto& [name, state] :

@@ -15,6 +15,12 @@
 // DeltaNet         2406.06484  (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T     yes    b_t   -
 // gated DeltaNet   2412.06464  a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T yes    b_t   log a_t
 //
+// A layer's gates may also come as projections of its input, with two numbers per head (log_a as in
+// Mamba-2; beta_scale = 2 allows negative eigenvalues):
+//
+//   log_a = -exp(a_log) softplus(gate_a + dt_bias)      <= 0
+//   beta  = beta_scale sigmoid(gate_b)                  in (0, beta_scale)
+//
 // In Mamba-2's letters q = C, k = B, v = x. Inputs may have strides of 0: g_h for all tokens, B and
 // C for all heads of a group. Their gradients still have a row for each token and head, which the
 // caller adds up; those of beta and log_a are left out where nobody wants them.
@@ -28,7 +34,7 @@
 // doc_start = 0 continues from `initial`; a document that starts at t > 0 starts from zero.
 // final_state is the state after the last token.
 //
-// q, k, v, beta, log_a may be slices of one buffer: only the last dimension has to be dense.
+// q, k, v and gates may be slices of one buffer: only the last dimension has to be dense.
 // gated_delta.md derives the chunked algorithm.
 
 #include "kernels/base/op.h"
@@ -43,16 +49,19 @@ inline constexpr int64_t GatedDeltaChunks(int64_t T) {
 }
 
 struct GatedDeltaFwd {
-  TensorView q, k;         // [B, T, H, K]
-  TensorView v;            // [B, T, H, V]
-  TensorView beta, log_a;  // [B, T, H], optional
-  TensorView doc_start;    // i32 [B, T], optional
-  TensorView initial;      // [B, H, K, V], optional: zero
-  TensorView y;            // [B, T, H, V]
-  TensorView final_state;  // [B, H, K, V], optional; may be the memory of `initial`
+  TensorView q, k;            // [B, T, H, K]
+  TensorView v;               // [B, T, H, V]
+  TensorView beta, log_a;     // [B, T, H], optional
+  TensorView gate_a, gate_b;  // [B, T, H], in place of beta and log_a, and with them
+  TensorView a_log, dt_bias;  // [H]
+  TensorView doc_start;       // i32 [B, T], optional
+  TensorView initial;         // [B, H, K, V], optional: zero
+  TensorView y;               // [B, T, H, V]
+  TensorView final_state;     // [B, H, K, V], optional; may be the memory of `initial`
   TensorView
       states;  // saved [B, GatedDeltaChunks(T), H, K * V]; left out when no backward will run
   double scale = 1;
+  double beta_scale = 1;  // of gate_b
   bool erase = true;
 
   template <class Self, class Visitor>
@@ -62,6 +71,10 @@ struct GatedDeltaFwd {
     visit.In("v", s.v);
     visit.In("beta", s.beta);
     visit.In("log_a", s.log_a);
+    visit.In("gate_a", s.gate_a);
+    visit.In("gate_b", s.gate_b);
+    visit.In("a_log", s.a_log);
+    visit.In("dt_bias", s.dt_bias);
     visit.In("doc_start", s.doc_start);
     visit.In("initial", s.initial);
     visit.Out("y", s.y);
@@ -79,7 +92,8 @@ struct GatedDeltaBwd {
   TensorView dy;      // [B, T, H, V]
   TensorView dfinal;  // [B, H, K, V], optional: zero
   Grad dq, dk, dv;
-  Grad dbeta, dlog_a, dinitial;  // optional
+  Grad dbeta, dlog_a, dinitial;             // optional
+  Grad dgate_a, dgate_b, da_log, ddt_bias;  // where the forward has projections
 
   template <class Self, class Visitor>
   static void Visit(Self& s, Visitor&& visit) {
@@ -90,6 +104,10 @@ struct GatedDeltaBwd {
     visit.Grad("dv", s.dv, s.fwd.v);
     visit.Grad("dbeta", s.dbeta, s.fwd.beta);
     visit.Grad("dlog_a", s.dlog_a, s.fwd.log_a);
+    visit.Grad("dgate_a", s.dgate_a, s.fwd.gate_a);
+    visit.Grad("dgate_b", s.dgate_b, s.fwd.gate_b);
+    visit.ParamGrad("da_log", s.da_log, s.fwd.a_log);
+    visit.ParamGrad("ddt_bias", s.ddt_bias, s.fwd.dt_bias);
     visit.Grad("dinitial", s.dinitial, s.fwd.initial);
   }
   void Check() const;

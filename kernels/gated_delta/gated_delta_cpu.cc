@@ -62,6 +62,52 @@ struct TokenScalars {
   int64_t stride;
 };
 
+template <class T>
+struct GateTensors {
+  explicit GateTensors(const GatedDeltaFwd& f)
+      : beta(f.beta.As<const T, 3>()),
+        log_a(f.log_a.As<const T, 3>()),
+        a(f.gate_a.As<const T, 3>()),
+        b(f.gate_b.As<const T, 3>()),
+        a_log(f.a_log.As<const T, 1>()),
+        dt_bias(f.dt_bias.As<const T, 1>()),
+        beta_scale(static_cast<T>(f.beta_scale)) {}
+  Nd<const T, 3> beta, log_a, a, b;
+  Nd<const T, 1> a_log, dt_bias;
+  T beta_scale;
+};
+// log_a and beta of one (batch, head), as they come or from their projections.
+template <class T>
+struct Gates {
+  Gates(const GateTensors<T>& x, int64_t row, int64_t h)
+      : beta(x.beta, row, h),
+        log_a(x.log_a, row, h),
+        a(x.a, row, h),
+        b(x.b, row, h),
+        rate(a ? std::exp(x.a_log(h)) : T{0}),
+        dt_bias(a ? x.dt_bias(h) : T{0}),
+        beta_scale(x.beta_scale) {}
+  // Of a block's tokens; behind them log_a is 0 and beta 0.
+  void Load(const Block& block, T (&log_as)[C], T (&betas)[C]) const {
+    for (int i = 0; i < C; ++i) {
+      const int64_t t = block.begin + std::min(i, block.count - 1);
+      log_as[i] = a ? a(t) + dt_bias : log_a ? log_a(t) : T{0};
+      betas[i] = a ? b(t) : beta ? beta(t) : T{1};
+    }
+    if (a) {
+#pragma omp simd
+      for (int i = 0; i < C; ++i) {
+        log_as[i] = -rate * Softplus(log_as[i]);
+        betas[i] = beta_scale * Sigmoid(betas[i]);
+      }
+    }
+    for (int i = block.count; i < C; ++i) log_as[i] = betas[i] = 0;
+  }
+
+  TokenScalars<const T> beta, log_a, a, b;
+  T rate, dt_bias, beta_scale;  // rate = exp(a_log)
+};
+
 // What a block's gates, keys and queries give, before any state or value is read. With a_i =
 // exp(log_a_i): decay(i, j) = a_{j+1} ... a_i for j <= i, from_start(i) = a_1 ... a_i, to_end(j) =
 // a_{j+1} ... a_C. They are products and not exponentials of differences, which would lose all
@@ -91,8 +137,7 @@ struct Inputs {
       : q(f.q.As<const T, 4>(), b, h),
         k(f.k.As<const T, 4>(), b, h),
         v(f.v.As<const T, 4>(), b, h),
-        beta(f.beta.As<const T, 3>(), b, h),
-        log_a(f.log_a.As<const T, 3>(), b, h),
+        gates(GateTensors<T>(f), b, h),
         L(f.k.dim(1)),
         K(f.k.dim(3)),
         V(f.v.dim(3)),
@@ -101,7 +146,7 @@ struct Inputs {
         scale(static_cast<T>(f.scale)),
         erase(f.erase ? T{1} : T{0}) {}
   TokenRows<const T> q, k, v;
-  TokenScalars<const T> beta, log_a;
+  Gates<T> gates;
   int64_t L, K, V, Kp, Vp;  // Kp, Vp: with padding, as states are held in scratch
   T scale, erase;           // erase: 1 or 0
 };
@@ -140,12 +185,9 @@ template <class T>
 void PrepareKeys(const Inputs<T>& in, const Block& block, BlockKeys<T>& keys) {
   // Smaller decays are flushed to zero: subnormal numbers are slow.
   constexpr T kTiny = std::numeric_limits<T>::min() * T{1e8};
-  alignas(64) T a[C];
-  for (int i = 0; i < C; ++i) {
-    const bool valid = i < block.count;
-    a[i] = valid && in.log_a ? in.log_a(block.begin + i) : T{0};
-    keys.beta[i] = !valid ? T{0} : in.beta ? in.beta(block.begin + i) : T{1};
-  }
+  alignas(64) T a[C], beta[C];
+  in.gates.Load(block, a, beta);
+  Store(keys.beta, Load(beta));
 #pragma omp simd
   for (int i = 0; i < C; ++i) a[i] = Exp(a[i]);
   Lanes<T> row{};
@@ -295,7 +337,7 @@ void Chunked(CpuStream& stream, const GatedDeltaFwd& f) {
 template <class T>
 void Recurrent(CpuStream& stream, const GatedDeltaFwd& f) {
   const auto q = f.q.As<const T, 4>(), k = f.k.As<const T, 4>(), v = f.v.As<const T, 4>();
-  const auto beta = f.beta.As<const T, 3>(), log_a = f.log_a.As<const T, 3>();
+  const GateTensors<T> gates(f);
   const auto initial = f.initial.As<const T, 4>();
   const auto y = f.y.As<T, 4>(), final_state = f.final_state.As<T, 4>(),
              states = f.states.As<T, 4>();
@@ -310,9 +352,10 @@ void Recurrent(CpuStream& stream, const GatedDeltaFwd& f) {
                             const T *qt = &q(b, 0, h, 0), *kt = &k(b, 0, h, 0),
                                     *vt = &v(b, 0, h, 0);
                             T* out = &y(b, 0, h, 0);
-                            const T a = log_a ? Exp(log_a(b, 0, h)) : T{1};
+                            T log_a[C], beta[C];
+                            Gates<T>(gates, b, h).Load({0, 1, false}, log_a, beta);
+                            const T a = Exp(log_a[0]), by = beta[0];
                             const T erased = f.erase ? a : T{0};
-                            const T by = beta ? beta(b, 0, h) : T{1};
                             const T scale = static_cast<T>(f.scale);
                             std::fill_n(u, V, T{0});
                             for (int64_t d = 0; initial && d < K; ++d) {
@@ -361,15 +404,49 @@ struct Gradients {
         dv(g.dv.As<T, 4>(), b, h),
         dbeta(g.dbeta.As<T, 3>(), b, h),
         dlog_a(g.dlog_a.As<T, 3>(), b, h),
+        dgate_a(g.dgate_a.As<T, 3>(), b, h),
+        dgate_b(g.dgate_b.As<T, 3>(), b, h),
         add_q(g.dq.accumulate),
         add_k(g.dk.accumulate),
         add_v(g.dv.accumulate),
         add_beta(g.dbeta.accumulate),
-        add_log_a(g.dlog_a.accumulate) {}
+        add_log_a(g.dlog_a.accumulate),
+        add_gate_a(g.dgate_a.accumulate),
+        add_gate_b(g.dgate_b.accumulate) {}
+  // Of a block's gates. With z = gate_a + dt_bias:
+  //   dgate_a = -dlog_a exp(a_log) sigmoid(z),  dgate_b = dbeta beta sigmoid(-gate_b)
+  // where 1 - sigmoid(b) would lose its accuracy for large b.
+  void PutGates(const Gates<T>& gates, const Block& block, const T (&dlog_as)[C],
+                const T (&dbetas)[C]) {
+    if (gates.a) {
+      alignas(64) T log_as[C], betas[C], z[C], b[C];
+      gates.Load(block, log_as, betas);
+      for (int i = 0; i < C; ++i) {
+        const int64_t t = block.begin + std::min(i, block.count - 1);
+        z[i] = gates.a(t) + gates.dt_bias;
+        b[i] = -gates.b(t);
+      }
+#pragma omp simd
+      for (int i = 0; i < C; ++i) z[i] = -gates.rate * Sigmoid(z[i]), b[i] = Sigmoid(b[i]);
+      for (int i = 0; i < block.count; ++i) {
+        const T dz = dlog_as[i] * z[i];
+        Put(dgate_a(block.begin + i), dz, add_gate_a);
+        Put(dgate_b(block.begin + i), dbetas[i] * betas[i] * b[i], add_gate_b);
+        da_log += dlog_as[i] * log_as[i];
+        ddt_bias += dz;
+      }
+    }
+    for (int i = 0; i < block.count; ++i) {
+      if (dlog_a) Put(dlog_a(block.begin + i), dlog_as[i], add_log_a);
+      if (dbeta) Put(dbeta(block.begin + i), dbetas[i], add_beta);
+    }
+  }
+
   TokenRows<const T> dy;
   TokenRows<T> dq, dk, dv;
-  TokenScalars<T> dbeta, dlog_a;
-  bool add_q, add_k, add_v, add_beta, add_log_a;
+  TokenScalars<T> dbeta, dlog_a, dgate_a, dgate_b;
+  bool add_q, add_k, add_v, add_beta, add_log_a, add_gate_a, add_gate_b;
+  T da_log = 0, ddt_bias = 0;  // of the blocks so far
 };
 
 template <class T>
@@ -449,7 +526,7 @@ void StoreTransposed(const T* xT, const Block& block, int64_t width, const Token
 // Gradients of one block. dstate: of the state after it, becomes that of the state before it.
 template <class T>
 void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T> forward, T* dstate,
-                   const Gradients<T>& grads, const BackwardScratch<T> scratch) {
+                   Gradients<T>& grads, const BackwardScratch<T> scratch) {
   const BlockKeys<T> keys = forward.keys;
   const int64_t V = in.V, Kp = in.Kp, Vp = in.Vp;
   for (int64_t c = 0; c < V; c += C) BackwardColumns(in, block, keys, c, dstate, grads, scratch);
@@ -563,11 +640,13 @@ void BackwardBlock(const Inputs<T>& in, const Block block, const BlockForward<T>
   T before = 0, after = 0;
   for (int l = 0; l < C; ++l) before += across[l];
   for (int i = block.count - 1; i >= 0; --i) sum[i] += after += from_state[i];
+  T dlog_as[C] = {}, dbetas[C] = {};
   for (int i = 0; i < block.count; ++i) {
-    if (grads.dlog_a) Put(grads.dlog_a(block.begin + i), T{sum[i] + before}, grads.add_log_a);
-    if (grads.dbeta) Put(grads.dbeta(block.begin + i), T{dbeta[i]}, grads.add_beta);
+    dlog_as[i] = sum[i] + before;
+    dbetas[i] = dbeta[i];
     before += to_state[i];
   }
+  grads.PutGates(in.gates, block, dlog_as, dbetas);
 }
 
 template <class T>
@@ -577,10 +656,11 @@ void Backward(CpuStream& stream, const GatedDeltaBwd& g) {
   const auto dinitial = g.dinitial.As<T, 4>();
   const auto doc_start = f.doc_start.As<const int32_t, 2>();
   const int64_t B = f.q.dim(0), L = f.q.dim(1), H = f.q.dim(2);
+  std::vector<T> partial(static_cast<size_t>(2 * B * H));  // of da_log and ddt_bias, of each item
   stream.ParallelFor(B * H, [&](int64_t item, Worker& worker) {
     const int64_t b = item / H, h = item % H;
     const Inputs<T> in(f, b, h);
-    const Gradients<T> grads(g, b, h);
+    Gradients<T> grads(g, b, h);
     const BackwardScratch<T> scratch(worker, in);
     const int64_t state_size = in.Kp * in.Vp;
     T* state = worker.Alloc<T>(state_size);
@@ -608,7 +688,19 @@ void Backward(CpuStream& stream, const GatedDeltaBwd& g) {
     }
     if (dinitial)
       StoreState(in, dstate, &dinitial(b, h, 0, 0), dinitial.stride[2], g.dinitial.accumulate);
+    partial[static_cast<size_t>(2 * item)] = grads.da_log;
+    partial[static_cast<size_t>(2 * item + 1)] = grads.ddt_bias;
   });
+  if (!f.gate_a.defined()) return;
+  const auto da_log = g.da_log.As<T, 1>(), ddt_bias = g.ddt_bias.As<T, 1>();
+  for (int64_t h = 0; h < H; ++h) {
+    T sums[2] = {};
+    for (int64_t b = 0; b < B; ++b) {
+      for (int i = 0; i < 2; ++i) sums[i] += partial[static_cast<size_t>(2 * (b * H + h) + i)];
+    }
+    Put(da_log(h), sums[0], g.da_log.accumulate);
+    Put(ddt_bias(h), sums[1], g.ddt_bias.accumulate);
+  }
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-#include "kernels/base/cuda.cuh"
-#include "kernels/gated_delta/gated_delta_cuda.h"
+#include "kernels/base/cuda_rows.cuh"
+#include "kernels/gated_delta/gated_delta_cuda.cuh"
 
 namespace weft {
 namespace gated_delta {
@@ -63,6 +63,14 @@ Kernel Choose(const CudaStream& stream, const GatedDeltaBwd& g) {
 }
 
 }  // namespace
+
+void AddUp(CudaStream& stream, const GatedDeltaBwd& g, const GateSums& sums) {
+  if (!g.fwd.gate_a.defined()) return;
+  const int64_t chunks = g.fwd.q.dim(0) * GatedDeltaChunks(g.fwd.q.dim(1));
+  SumPartials(stream, sums.a_log, chunks, g.da_log);
+  SumPartials(stream, sums.dt_bias, chunks, g.ddt_bias);
+}
+
 }  // namespace gated_delta
 
 void Run(CudaStream& stream, const GatedDeltaFwd& f) {

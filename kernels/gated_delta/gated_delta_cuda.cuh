@@ -2,6 +2,7 @@
 // What the CUDA kernels of gated_delta share: sizes, rows of tensors, the inverse of a chunk.
 
 #include "kernels/base/cuda.cuh"
+#include "kernels/elementary/elementary.h"
 #include "kernels/gated_delta/gated_delta_cuda.h"
 
 namespace weft::gated_delta {
@@ -61,11 +62,20 @@ struct Chunk {
   __device__ int Index(const Sizes& s) const { return (b * s.chunks + n) * s.H + h; }
 };
 
+// Of a head whose gates are projections.
+struct HeadGates {
+  float rate = 0, dt_bias = 0;  // rate = exp(a_log)
+  __device__ float LogA(float gate_a) const { return -rate * DeviceSoftplus(gate_a + dt_bias); }
+};
+
 // What the forward reads and writes, X the type of activations.
 template <class X>
 struct Forward : Sizes {
   Rows<const X> q, k, v;
   Rows<const float> beta, log_a;
+  Rows<const X> gate_a, gate_b;
+  const float *a_log, *dt_bias;
+  float beta_scale;
   int beta_count, log_a_count, doc_start_count;  // how many tokens have one: T or 0
   Rows<const float> initial;
   Rows<X> y, states;
@@ -78,6 +88,11 @@ struct Forward : Sizes {
         v(f.v),
         beta(f.beta),
         log_a(f.log_a),
+        gate_a(f.gate_a),
+        gate_b(f.gate_b),
+        a_log(f.a_log.Data<float>()),
+        dt_bias(f.dt_bias.Data<float>()),
+        beta_scale(static_cast<float>(f.beta_scale)),
         beta_count(beta ? T : 0),
         log_a_count(log_a ? T : 0),
         doc_start_count(doc_start ? T : 0),
@@ -85,9 +100,18 @@ struct Forward : Sizes {
         y(f.y),
         states(f.states),
         final_state(f.final_state) {}
+  __device__ HeadGates Head(int h) const {
+    return gate_a ? HeadGates{expf(a_log[h]), dt_bias[h]} : HeadGates{};
+  }
   // Also of tokens behind the last.
-  __device__ float Beta(int b, int t, int h) const { return t < beta_count ? *beta(b, t, h) : 1; }
-  __device__ float LogA(int b, int t, int h) const { return t < log_a_count ? *log_a(b, t, h) : 0; }
+  __device__ float Beta(int b, int t, int h) const {
+    if (gate_b && t < this->T) return beta_scale * DeviceSigmoid(ToFloat(*gate_b(b, t, h)));
+    return t < beta_count ? *beta(b, t, h) : 1;
+  }
+  __device__ float LogA(int b, int t, int h) const {
+    if (gate_a && t < this->T) return Head(h).LogA(ToFloat(*gate_a(b, t, h)));
+    return t < log_a_count ? *log_a(b, t, h) : 0;
+  }
 };
 
 template <class X>
@@ -96,7 +120,8 @@ struct Backward : Forward<X> {
   Rows<const float> dfinal;
   Rows<X> dq, dk, dv;
   Rows<float> dbeta, dlog_a, dinitial;
-  bool add_dq, add_dk, add_dv, add_dbeta, add_dlog_a, add_dinitial;
+  Rows<X> dgate_a, dgate_b;
+  bool add_dq, add_dk, add_dv, add_dbeta, add_dlog_a, add_dinitial, add_dgate_a, add_dgate_b;
 
   explicit Backward(const GatedDeltaBwd& g)
       : Forward<X>(g.fwd),
@@ -108,17 +133,37 @@ struct Backward : Forward<X> {
         dbeta(g.dbeta),
         dlog_a(g.dlog_a),
         dinitial(g.dinitial),
+        dgate_a(g.dgate_a),
+        dgate_b(g.dgate_b),
         add_dq(g.dq.accumulate),
         add_dk(g.dk.accumulate),
         add_dv(g.dv.accumulate),
         add_dbeta(g.dbeta.accumulate),
         add_dlog_a(g.dlog_a.accumulate),
-        add_dinitial(g.dinitial.accumulate) {}
-  __device__ void PutDBeta(int b, int t, int h, float x) const {
-    if (dbeta) PutFloat(*dbeta(b, t, h), x, add_dbeta);
+        add_dinitial(g.dinitial.accumulate),
+        add_dgate_a(g.dgate_a.accumulate),
+        add_dgate_b(g.dgate_b.accumulate) {}
+  // Stores the gradients of a token's gates, whose projections are a_t and b_t where there are any;
+  // returns what they add to da_log and ddt_bias. 1 - sigmoid(b) = sigmoid(-b) keeps its accuracy
+  // for large b.
+  __device__ float2 PutGates(int b, int t, int h, float dlog_a_t, float dbeta_t, float a_t,
+                             float b_t) const {
+    if (!this->gate_a) {
+      if (dlog_a) PutFloat(*dlog_a(b, t, h), dlog_a_t, add_dlog_a);
+      if (dbeta) PutFloat(*dbeta(b, t, h), dbeta_t, add_dbeta);
+      return {};
+    }
+    const HeadGates head = this->Head(h);
+    const float dz = -dlog_a_t * head.rate * DeviceSigmoid(a_t + head.dt_bias);
+    const float beta_t = this->beta_scale * DeviceSigmoid(b_t);
+    PutFloat(*dgate_a(b, t, h), dz, add_dgate_a);
+    PutFloat(*dgate_b(b, t, h), dbeta_t * beta_t * DeviceSigmoid(-b_t), add_dgate_b);
+    return {dlog_a_t * head.LogA(a_t), dz};
   }
-  __device__ void PutDLogA(int b, int t, int h, float x) const {
-    if (dlog_a) PutFloat(*dlog_a(b, t, h), x, add_dlog_a);
+  __device__ float2 PutGates(int b, int t, int h, float dlog_a_t, float dbeta_t) const {
+    return this->gate_a ? PutGates(b, t, h, dlog_a_t, dbeta_t, ToFloat(*this->gate_a(b, t, h)),
+                                   ToFloat(*this->gate_b(b, t, h)))
+                        : PutGates(b, t, h, dlog_a_t, dbeta_t, 0, 0);
   }
 };
 
@@ -138,6 +183,22 @@ class Cutter {
   std::byte* memory_;
   int64_t bytes_ = 0;
 };
+
+// What the chunks of all heads add to da_log and ddt_bias, [B, chunks, H] each.
+struct GateSums {
+  float *a_log = nullptr, *dt_bias = nullptr;
+
+  GateSums() = default;
+  GateSums(Cutter& cut, const Sizes& s) : GateSums(cut.Cut<float>(int64_t{2} * s.tiles()), s) {}
+  __host__ __device__ GateSums(float* memory, const Sizes& s)
+      : a_log(memory), dt_bias(memory + s.tiles()) {}
+  __device__ void Put(int chunk, float2 sums) const {
+    a_log[chunk] = sums.x;
+    dt_bias[chunk] = sums.y;
+  }
+};
+// da_log and ddt_bias, where gates are projections.
+void AddUp(CudaStream&, const GatedDeltaBwd&, const GateSums&);
 
 // x = column j of (I + N)^-1, where N is strictly lower triangular with rows of kSize + 4 floats.
 template <int kSize>

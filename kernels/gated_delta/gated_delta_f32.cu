@@ -17,6 +17,7 @@ struct Chunks {
   // Of the backward:
   Rows<float> u, dv;         // [B, T, H, V]
   float* dstates = nullptr;  // per chunk [V, K]: gradient of S^T after it
+  float* gate_sums = nullptr;  // of GateSums, which as a member costs kernels registers
 
   Chunks(Cutter& cut, const Sizes& s, bool backward) {
     for (float** square : {&m, &p, &reads}) *square = cut.Cut<float>(int64_t{s.tiles()} * kC * kC);
@@ -30,6 +31,7 @@ struct Chunks {
                                   {s.B, s.T, s.H, s.V}));
     }
     dstates = cut.Cut<float>(int64_t{s.tiles()} * s.V * s.K);
+    gate_sums = cut.Cut<float>(int64_t{2} * s.tiles());
   }
   static Chunks Of(CudaStream& stream, const Sizes& s, bool backward) {
     Cutter count;
@@ -323,7 +325,7 @@ __global__ void __launch_bounds__(kThreads)
 struct GradientTiles {
   Operands operands;
   Square pairs, x, y;
-  float a[kC], from_state[kC], to_state[kC];
+  float a[kC], from_state[kC], to_state[kC], dbeta[kC];
 };
 
 // Sum over the 16 threads that share a tile's rows.
@@ -368,7 +370,7 @@ __global__ void __launch_bounds__(kThreads) KeyGradients(const Backward<T> f, co
     s.y[i][j] = i > j ? f.erase * decay * dr : 0;
     if (i == j && i < c.count) {
       const float beta = Beta(f, c, i);
-      f.PutDBeta(c.b, c.begin + i, c.h, dr / beta / beta);
+      s.dbeta[i] = dr / beta / beta;
     }
   }
   if (threadIdx.x < kC) s.from_state[threadIdx.x] = s.to_state[threadIdx.x] = 0;
@@ -416,11 +418,16 @@ __global__ void __launch_bounds__(kThreads) KeyGradients(const Backward<T> f, co
     for (int i = kC - 1; i >= 0; --i) s.pairs[i][t] = i > t ? sum += s.pairs[i][t] : 0;
   }
   __syncthreads();
-  if (t >= c.count) return;
-  float sum = across;
-  for (int i = t; i < c.count; ++i) sum += s.from_state[i];
-  for (int j = 0; j < t; ++j) sum += s.to_state[j] + s.pairs[t][j];
-  f.PutDLogA(c.b, c.begin + t, c.h, sum);
+  float2 total = {};
+  if (t < c.count) {
+    float sum = across;
+    for (int i = t; i < c.count; ++i) sum += s.from_state[i];
+    for (int j = 0; j < t; ++j) sum += s.to_state[j] + s.pairs[t][j];
+    total = f.PutGates(c.b, c.begin + t, c.h, sum, s.dbeta[t]);
+  }
+  if (!f.gate_a) return;
+  total = {BlockSum<kThreads>(total.x), BlockSum<kThreads>(total.y)};
+  if (t == 0) GateSums(chunks.gate_sums, f).Put(blockIdx.x, total);
 }
 
 }  // namespace
@@ -447,6 +454,7 @@ void RunF32(CudaStream& stream, const GatedDeltaBwd& op) {
               "gated_delta");
     KeyGradients<T><<<f.tiles(), kThreads, sizeof(GradientTiles), stream.handle()>>>(f, chunks);
     CheckLaunch("gated_delta");
+    AddUp(stream, op, GateSums(chunks.gate_sums, f));
   });
 }
 

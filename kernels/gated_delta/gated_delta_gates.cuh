@@ -21,35 +21,72 @@ struct alignas(16) Gates {
   __device__ float Whole() const { return from_start[kC - 1]; }
 };
 
-// Tokens 2 lane and 2 lane + 1 of a chunk, as the tensors have them: nothing waits for the loads.
+// The first of a lane's two tokens of a chunk.
+__device__ inline int FirstToken(const Chunk& c) {
+  return c.begin + threadIdx.x % kWarp * 2;
+}
+
+// A lane's two tokens, at first as the tensors have them: nothing waits for the loads.
 struct GatePair {
-  int token;
-  float log_a[2], beta[2];
+  float log_a[2], beta[2];  // or the bits of gate_a and gate_b
   int doc_start[2];
 
   __device__ GatePair() {}
-  __device__ GatePair(const Forward<BF16>& f, const Chunk& c)
-      : token(c.begin + threadIdx.x % kWarp * 2) {
-    const float *first_log_a = f.log_a(c.b, token, c.h), *first_beta = f.beta(c.b, token, c.h);
+  __device__ GatePair(const Forward<BF16>& f, const Chunk& c) {
+    // Not known to be what they were before: where rows begin is not kept in registers.
+    int first = FirstToken(c), row = c.b, head = c.h;
+    asm volatile("" : "+r"(first), "+r"(row), "+r"(head));
+    const auto load = [&](const auto& from, int count, float otherwise, float(&to)[2]) {
+      const auto* at = from(row, first, head);
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        to[e] = first + e < count ? Bits(at + e * from.stride[1]) : otherwise;
+    };
+    if (f.gate_a) {
+      load(f.gate_a, f.T, __uint_as_float(0xff80), log_a);  // -infinity: log_a = 0
+      load(f.gate_b, f.T, 0, beta);
+    } else {
+      load(f.log_a, f.log_a_count, 0, log_a);
+      load(f.beta, f.beta_count, 1, beta);
+    }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      log_a[e] = token + e < f.log_a_count ? first_log_a[e * f.log_a.stride[1]] : 0;
-      beta[e] = token + e < f.beta_count ? first_beta[e * f.beta.stride[1]] : 1;
       doc_start[e] =
-          token + e < f.doc_start_count ? f.doc_start[c.b * f.doc_stride + token + e] : -1;
+          first + e < f.doc_start_count ? f.doc_start[row * f.doc_stride + first + e] : -1;
     }
+  }
+  // Makes log_a and beta of projections.
+  __device__ void Convert(const Forward<BF16>& f, const HeadGates& head) {
+    if (!f.gate_a) return;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      log_a[e] = head.LogA(GateA(e));
+      beta[e] = f.beta_scale * DeviceSigmoid(GateB(e));
+    }
+  }
+  // Where they are not converted.
+  __device__ float GateA(int e) const { return FromBits(log_a[e]); }
+  __device__ float GateB(int e) const { return FromBits(beta[e]); }
+  __device__ bool StartsDocument(int e, int t) const { return t > 0 && doc_start[e] == t; }
+
+ private:
+  __device__ static float Bits(const float* p) { return *p; }
+  __device__ static float Bits(const BF16* p) {
+    return __uint_as_float(*reinterpret_cast<const uint16_t*>(p));
+  }
+  __device__ static float FromBits(float bits) {
+    return __uint_as_float(__float_as_uint(bits) << 16);
   }
 };
 
-// By one warp.
-__device__ inline void ScanGates(const GatePair& pair, Gates& gates) {
-  const int lane = threadIdx.x % kWarp;
+// By one warp, which has loaded and converted the chunk's.
+__device__ inline void ScanGates(const Chunk& c, const GatePair& pair, Gates& gates) {
+  const int lane = threadIdx.x % kWarp, first = FirstToken(c);
   float log2_sum[2];
   int segment[2];
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    const int t = pair.token + e;
-    segment[e] = pair.log_a[e] < kForgets || (t > 0 && pair.doc_start[e] == t);
+    segment[e] = pair.log_a[e] < kForgets || pair.StartsDocument(e, first + e);
     log2_sum[e] = segment[e] ? 0 : pair.log_a[e] * kLog2E;
   }
   float sum = log2_sum[0] + log2_sum[1];

@@ -142,6 +142,7 @@ struct SequenceMemory {
   Stage stages[kStages];
   Prepared tiles[kTiles];
   Diagonal diagonal;
+  HeadGates head;  // of the forward
   Barrier full[kStages], empty[kStages], ready[kTiles], taken[kTiles];
 };
 
@@ -150,13 +151,13 @@ struct SequenceMemory {
 constexpr float kForgotten = -45;
 // The logarithm of a chunk's decay. By one warp.
 __device__ inline float LogDecay(const Forward<BF16>& f, const Chunk& c) {
-  const GatePair pair(f, c);
+  GatePair pair(f, c);
+  pair.Convert(f, f.Head(c.h));
+  const int first = FirstToken(c);
   float sum = 0;
 #pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int t = pair.token + e;
-    sum += t > 0 && pair.doc_start[e] == t ? kForgotten : pair.log_a[e];
-  }
+  for (int e = 0; e < 2; ++e)
+    sum += pair.StartsDocument(e, first + e) ? kForgotten : pair.log_a[e];
   return WarpSum(sum);
 }
 

@@ -1,13 +1,14 @@
 #pragma once
-// What the two kernels of the backward on sm_90a share: HopperStateGradients goes through sequences
-// from the end, as the forward does from the beginning, and leaves dV and dS; HopperKeyGradients
-// takes chunks in any order and has the gradients of queries, keys and gates.
+// What the kernels of the backward on sm_90a share: HopperGates scans the gates of all chunks;
+// HopperStateGradients goes through sequences from the end, as the forward does from the beginning,
+// and leaves dV and dS; HopperKeyGradients takes chunks in any order and has the gradients of
+// queries, keys and gates.
 
 #include "kernels/gated_delta/gated_delta_hopper.cuh"
 
 namespace weft::gated_delta {
 
-// What the first kernel leaves to the second.
+// What the first two leave to the last.
 struct alignas(128) Saved {  // of a chunk
   BF16 x[2][kSquare];        // (I + N)^-1, high and low part
   Gates gates;
@@ -16,6 +17,7 @@ struct Between {
   Saved* saved;   // [B, chunks, H]
   BF16* dstates;  // [B, chunks, H, V, K]  gradient of S^T after the chunk
   TensorView dv;  // [B, T, H, V]
+  GateSums sums;
 };
 void RunKeyGradients(CudaStream&, const GatedDeltaBwd&, const Between&);
 

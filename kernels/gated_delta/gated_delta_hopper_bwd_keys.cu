@@ -1,4 +1,4 @@
-// The backward on sm_90a, the second kernel: gradients of queries, keys and gates. A block has one
+// The backward on sm_90a, the last kernel: gradients of queries, keys and gates. A block has one
 // chunk of one head after another; one thread loads, three warpgroups have a role each.
 
 #include "kernels/gated_delta/gated_delta_hopper_bwd.cuh"
@@ -117,7 +117,7 @@ __device__ void StoreGradient(const float (&x)[kN][4], const Rows<BF16>& to, con
 // warp; a lane has two tokens.
 template <class Shared>
 __device__ void GateGradients(const Backward<BF16>& f, const Chunk& c, const Shared& s,
-                              int buffer) {
+                              int buffer, const GatePair& given, const GateSums& sums) {
   const Gates& gates = s.gates[buffer];
   const int lane = threadIdx.x % kWarp, i = 2 * lane;
   const auto pair = [&](const float* x) { return *reinterpret_cast<const float2*>(x + i); };
@@ -143,16 +143,20 @@ __device__ void GateGradients(const Backward<BF16>& f, const Chunk& c, const Sha
     more = more && beyond;
   }
   const float following = __shfl_down_sync(~0u, sum, 1);
-  const float sums[2] = {sum, !last && segment[1] == next ? d[1] + following : d[1]};
+  const float dlog_a[2] = {sum, !last && segment[1] == next ? d[1] + following : d[1]};
   const bool boundary[2] = {segment[0] != (lane > 0 ? before : 0), segment[1] != segment[0]};
   const float dbeta[2] = {u_dv.x / beta.x / beta.x, u_dv.y / beta.y / beta.y};
+  float2 total = {};
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     if (i + e >= c.count) break;
-    const int t = c.begin + i + e;
-    f.PutDLogA(c.b, t, c.h, boundary[e] ? 0 : sums[e]);
-    f.PutDBeta(c.b, t, c.h, dbeta[e]);
+    const float2 more = f.PutGates(c.b, c.begin + i + e, c.h, boundary[e] ? 0 : dlog_a[e], dbeta[e],
+                                   given.GateA(e), given.GateB(e));
+    total.x += more.x, total.y += more.y;
   }
+  if (!f.gate_a) return;
+  total = {WarpSum(total.x), WarpSum(total.y)};
+  if (lane == 0) sums.Put(c.Index(f), total);
 }
 
 // Blocks go through chunks of heads, slice by slice of 64 values. Loads run ahead of the products
@@ -161,6 +165,7 @@ template <class Plan>
 struct Gradients {
   static constexpr int kKeys = Plan::kKeys;
   const Backward<BF16>& f;
+  const GateSums& sums;
   typename Plan::Shared& s;
   Ring<Plan::kStages> slices;
   Ring<2> buffers;  // of chunks
@@ -311,6 +316,8 @@ struct Gradients {
       Commit();
       Finish<0>(dq);
       const Chunk c(f, index);
+      GatePair given;
+      if (warp == 0 && f.gate_a) given = GatePair(f, c);
       float dots[2];
       RowDots<kKeys>(dq, s.q[buffer], row, dots);
       StoreGradient(dq, f.dq, c, row, f.add_dq);
@@ -324,7 +331,7 @@ struct Gradients {
       Arrive(s.dots[buffer]);
       if (warp == 0) {
         Wait(s.dots[buffer], buffers.parity);
-        GateGradients(f, c, s, buffer);
+        GateGradients(f, c, s, buffer, given, sums);
       }
       Release(s.chunk_empty[buffer]);
     });
@@ -432,7 +439,8 @@ struct Gradients {
 template <class Plan>
 __global__ void __launch_bounds__(4 * kGroup, 1)
     HopperKeyGradients(const __grid_constant__ Backward<BF16> f,
-                       const __grid_constant__ GradientMaps maps, const Saved* saved) {
+                       const __grid_constant__ GradientMaps maps,
+                       const __grid_constant__ GateSums sums, const Saved* saved) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   auto& s = SharedMemory<typename Plan::Shared>();
   if (threadIdx.x == 0) {
@@ -452,7 +460,7 @@ __global__ void __launch_bounds__(4 * kGroup, 1)
     FenceInit();
   }
   __syncthreads();
-  Gradients<Plan> gradients{f, s};
+  Gradients<Plan> gradients{f, sums, s};
   const int group = GroupIndex();
   if (group == 0) {
     FewerRegisters<24>();
@@ -492,7 +500,7 @@ void Launch(CudaStream& stream, const GatedDeltaBwd& op, const Between& between)
                              states(between.dstates, f.H * size, size)};
   LaunchBlocks<typename Plan::Shared>(stream, HopperKeyGradients<Plan>,
                                       std::min(stream.multiprocessors(), f.tiles()), 4 * kGroup, f,
-                                      maps, between.saved);
+                                      maps, between.sums, between.saved);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The backward on sm_90a, the first kernel: the gradient of the state from the last chunk to the
-// first, and dV.
+// The backward on sm_90a, its first kernels: the gates of all chunks; the gradient of the state from
+// the last chunk to the first, and dV.
 
 #include "kernels/gated_delta/gated_delta_hopper_bwd.cuh"
 
@@ -74,13 +74,26 @@ struct Span {
   }
 };
 
+// The gates of all chunks, one chunk per warp: the kernel below is as fast as its warpgroup 0, which
+// has no registers for them.
+constexpr int kScanWarps = 4;
+__global__ void __launch_bounds__(kScanWarps* kWarp)
+    HopperGates(const __grid_constant__ Backward<BF16> f, Saved* saved) {
+  const int index = blockIdx.x * kScanWarps + threadIdx.x / kWarp;
+  if (index >= f.tiles()) return;
+  const Chunk c(f, index);
+  GatePair gates(f, c);
+  gates.Convert(f, f.Head(c.h));
+  ScanGates(c, gates, saved[index].gates);
+}
+
 // By warpgroup 0. Warp 1 also loads the chunk that comes next and saves the tile of the one before
-// for the second kernel; warp 3 scans the next gates.
+// for the last kernel.
 template <class Plan, bool kMaps>
 __device__ void LoadAndPrepare(const Backward<BF16>& f, const StateMaps& maps, const Span& span,
                                Saved* saved, typename Plan::Shared& shared) {
   constexpr int kKeys = Plan::kKeys;
-  const int last = span.end - 1, warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
+  const int last = span.end - 1;
   const bool loads_here = threadIdx.x == kWarp;
   const auto chunk = [&](int n) { return Chunk(f, span.b, n, span.h); };
   Ring<Plan::kStages> loads, stages;
@@ -90,8 +103,9 @@ __device__ void LoadAndPrepare(const Backward<BF16>& f, const StateMaps& maps, c
     auto& stage = shared.stages[loads.stage];
     Barrier& full = shared.full[loads.stage];
     Wait(shared.empty[loads.stage], loads.parity ^ 1);
-    ArriveAndExpect(full,
-                    sizeof(stage.k) + sizeof(stage.q) + (span.identity ? 0 : sizeof(stage.values)));
+    ArriveAndExpect(full, sizeof(stage.gates) + sizeof(stage.k) + sizeof(stage.q) +
+                              (span.identity ? 0 : sizeof(stage.values)));
+    LoadBytes(&stage.gates, &saved[c.Index(f)].gates, sizeof(stage.gates), full);
     LoadKeys<kKeys>(stage.k, maps.k, c, full);
     LoadKeys<kKeys>(stage.q, maps.q, c, full);
     if (!span.identity) {
@@ -100,50 +114,35 @@ __device__ void LoadAndPrepare(const Backward<BF16>& f, const StateMaps& maps, c
     }
     loads.Next();
   };
-  const auto save = [&](int n, const Gates& gates) {
+  const auto save = [&](int n) {
     Wait(shared.ready[tile_before.stage], tile_before.parity);
-    Saved& to = saved[chunk(n).Index(f)];
-    StoreBytes(to.x, shared.tiles[tile_before.stage].x_high, sizeof to.x);
-    StoreBytes(&to.gates, &gates, sizeof to.gates);
+    StoreBytes(saved[chunk(n).Index(f)].x, shared.tiles[tile_before.stage].x_high,
+               sizeof(Saved::x));
     CommitStores();
   };
   if (loads_here) load(last);
-  GatePair gates;
-  if (warp == 3) {
-    ScanGates(GatePair(f, chunk(last)), shared.stages[0].gates);
-    if (last > span.first) gates = GatePair(f, chunk(last - 1));
-  }
-  Meet(1, kGroup);
-  const Gates* gates_before = nullptr;
   for (int n = last; n >= span.first; --n, tiles.Next()) {
     auto& stage = shared.stages[stages.stage];
     Prepared& tile = shared.tiles[tiles.stage];
     Wait(shared.full[stages.stage], stages.parity);
     stages.Next();
     Wait(shared.taken[tiles.stage], tiles.parity ^ 1);
-    Prepare<kKeys, true, Plan::kGroups == 3>(
-        f.scale, f.erase, stage.k, stage.q, stage.gates, tile, shared.diagonal, 1, [&](int) {
-          // Into the stage of chunk n + 2: nothing needs it any more when that of n is prepared.
-          if (loads_here && n > span.first) load(n - 1);
-          if (loads_here && span.saves && n < last) save(n + 1, *gates_before);
-          if (warp == 3 && n > span.first) {
-            ScanGates(gates, shared.stages[stages.stage].gates);
-            if (n - 1 > span.first) gates = GatePair(f, chunk(n - 2));
-          }
-        });
+    Prepare<kKeys, true, Plan::kGroups == 3>(f.scale, f.erase, stage.k, stage.q, stage.gates, tile,
+                                             shared.diagonal, 1, [&](int) {
+                                               if (!loads_here) return;
+                                               if (n > span.first) load(n - 1);
+                                               if (span.saves && n < last) save(n + 1);
+                                             });
     Release(shared.ready[tiles.stage]);
-    if (loads_here && span.saves) {
-      if (n < last) {
-        WaitForStores();
-        Arrive(shared.taken[tile_before.stage]);
-        tile_before.Next();
-      }
-      gates_before = &stage.gates;
+    if (loads_here && span.saves && n < last) {
+      WaitForStores();
+      Arrive(shared.taken[tile_before.stage]);
+      tile_before.Next();
     }
     __syncwarp();
   }
   if (loads_here && span.saves) {
-    save(span.first, *gates_before);
+    save(span.first);
     WaitForStores();
   }
 }
@@ -205,7 +204,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1)
     }
     FenceInit();
   }
-  // Blocks behind the diagonal stay zero: the second kernel multiplies by whole tiles.
+  // Blocks behind the diagonal stay zero: the last kernel multiplies by whole tiles.
   for (auto& tile : shared.tiles) {
     for (int i = threadIdx.x; i < 2 * kSquare / 8; i += Plan::kThreads)
       reinterpret_cast<uint4*>(tile.x_high)[i] = {};
@@ -438,6 +437,7 @@ void RunHopper(CudaStream& stream, const GatedDeltaBwd& op, int most_segments) {
   segments.count = CeilDiv(f.chunks, segments.chunks);
   Between between{.dv = op.dv};
   const auto cut = [&](Cutter memory) {
+    between.sums = GateSums(memory, f);
     between.saved = memory.Cut<Saved>(f.tiles());
     between.dstates = memory.Cut<BF16>(int64_t{f.tiles()} * f.V * f.K);
     if (f.add_dv) {
@@ -452,6 +452,9 @@ void RunHopper(CudaStream& stream, const GatedDeltaBwd& op, int most_segments) {
     return memory.bytes();
   };
   cut(Cutter(stream.Scratch(cut(Cutter()))));
+  HopperGates<<<CeilDiv(f.tiles(), kScanWarps), kScanWarps * kWarp, 0, stream.handle()>>>(
+      f, between.saved);
+  CheckLaunch("gated_delta");
   switch (f.K) {
     case 48:
       Launch<48>(stream, op, segments, between);
@@ -466,6 +469,7 @@ void RunHopper(CudaStream& stream, const GatedDeltaBwd& op, int most_segments) {
       Launch<128>(stream, op, segments, between);
   }
   RunKeyGradients(stream, op, between);
+  AddUp(stream, op, between.sums);
 }
 
 }  // namespace weft::gated_delta

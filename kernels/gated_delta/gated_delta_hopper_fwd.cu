@@ -72,8 +72,9 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     for (int i = threadIdx.x; i < 3 * kSquare / 8; i += kGroup)
       reinterpret_cast<uint4*>(tile.x_high)[i] = uint4{};
   }
+  const auto chunk = [&](int n) { return Chunk(f, span.b, n, span.h); };
   const auto load = [&](int n) {  // by one thread
-    const Chunk c(f, span.b, n, span.h);
+    const Chunk c = chunk(n);
     auto& stage = shared.stages[loads.stage];
     Barrier& full = shared.full[loads.stage];
     Wait(shared.empty[loads.stage], loads.parity ^ 1);
@@ -87,14 +88,17 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
     }
     loads.Next();
   };
-  const auto gates_of = [&](int n) { return GatePair(f, Chunk(f, span.b, n, span.h)); };
   // Warp 1 loads and warp 3 scans gates, both for the chunk after the one that is prepared.
   const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
   GatePair gates;
   if (warp == 1 && threadIdx.x % kWarp == 0) load(span.first);
   if (warp == 3) {
-    ScanGates(gates_of(span.first), shared.stages[0].gates);
-    if (span.first + 1 < span.end) gates = gates_of(span.first + 1);
+    const HeadGates head = f.Head(span.h);
+    shared.head = head;
+    gates = GatePair(f, chunk(span.first));
+    gates.Convert(f, head);
+    ScanGates(chunk(span.first), gates, shared.stages[0].gates);
+    if (span.first + 1 < span.end) gates = GatePair(f, chunk(span.first + 1));
   }
   Meet(1, kGroup);
   for (int n = span.first; n < span.end; ++n, tiles.Next()) {
@@ -110,8 +114,9 @@ __device__ void LoadAndPrepare(const Forward<BF16>& f, const Maps& maps, const S
                               // of n is prepared.
                               if (warp == 1 && threadIdx.x % kWarp == 0) load(n + 1);
                               if (warp == 3) {
-                                ScanGates(gates, shared.stages[stages.stage].gates);
-                                if (n + 2 < span.end) gates = gates_of(n + 2);
+                                gates.Convert(f, shared.head);
+                                ScanGates(chunk(n + 1), gates, shared.stages[stages.stage].gates);
+                                if (n + 2 < span.end) gates = GatePair(f, chunk(n + 2));
                               }
                             });
     Release(shared.ready[tiles.stage]);

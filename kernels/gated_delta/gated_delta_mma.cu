@@ -21,6 +21,7 @@ struct Chunks {
   // Of the backward:
   Rows<BF16> u, dv;         // [B, T, H, V]
   BF16* dstates = nullptr;  // [V, K]  gradient of S^T after the chunk
+  GateSums sums;
 
   Chunks(Cutter& cut, const Forward<BF16>& f)
       : m(cut.Cut<BF16>(2 * int64_t{kC} * kC * f.tiles())),
@@ -34,6 +35,7 @@ struct Chunks {
     u = values();
     dv = f.add_dv ? values() : f.dv;
     dstates = cut.Cut<BF16>(int64_t{f.tiles()} * f.V * f.K);
+    sums = GateSums(cut, f);
   }
 };
 template <class Op>
@@ -162,7 +164,11 @@ __global__ void __launch_bounds__(kPrepareWarps* kWarp)
   CopyTile(Block(), k, ld, kC, f.K, f.k(c.b, c.begin, c.h), f.k.stride[1], c.count, f.K);
   CopyTile(Block(), q, ld, kC, f.K, f.q(c.b, c.begin, c.h), f.q.stride[1], c.count, f.K);
   CommitCopies();
-  if (warp == 0) ScanGates(GatePair(f, c), s.gates);
+  if (warp == 0) {
+    GatePair gates(f, c);
+    gates.Convert(f, f.Head(c.h));
+    ScanGates(c, gates, s.gates);
+  }
   WaitForCopies();
   __syncthreads();
 
@@ -578,7 +584,8 @@ __device__ void StoreRow(const Tile& tile, int row, BF16* to, bool there, bool a
 // add up one token's.
 template <int kK>
 __device__ void GateGradients(const Backward<BF16>& f, const Chunk& c, const Gates& gates,
-                              const GradientTiles<kK>& s) {
+                              GradientTiles<kK>& s, const GateSums& sums) {
+  float2 total = {};
   for (int i = threadIdx.x / 4; i < kC; i += blockDim.x / 4) {
     const int segment = gates.segment[i];
     float after = 0, sum = 0;
@@ -597,10 +604,18 @@ __device__ void GateGradients(const Backward<BF16>& f, const Chunk& c, const Gat
     sum = QuadSum(segment == gates.segment[kC - 1] ? sum + after : sum);
     if (threadIdx.x % 4 != 0 || i >= c.count) continue;
     const bool boundary = segment != (i > 0 ? gates.segment[i - 1] : 0);
-    const int t = c.begin + i;
-    f.PutDLogA(c.b, t, c.h, boundary ? 0 : sum);
-    f.PutDBeta(c.b, t, c.h, s.dbeta[i] / gates.beta[i] / gates.beta[i]);
+    const float2 more = f.PutGates(c.b, c.begin + i, c.h, boundary ? 0 : sum,
+                                   s.dbeta[i] / gates.beta[i] / gates.beta[i]);
+    total.x += more.x, total.y += more.y;
   }
+  if (!f.gate_a) return;
+  total = {WarpSum(total.x), WarpSum(total.y)};
+  __syncthreads();
+  if (Lane() == 0) s.dgate[0][Warp()] = total.x, s.to_state[0][Warp()] = total.y;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int w = 1; w < s.kWarps; ++w) total.x += s.dgate[0][w], total.y += s.to_state[0][w];
+  sums.Put(c.Index(f), total);
 }
 
 template <int kK>
@@ -771,7 +786,7 @@ __global__ void __launch_bounds__(GradientTiles<kK>::kWarps* kWarp, GradientTile
     const float sum = WarpSum(across);
     if (lane == 0) s.across[Warp()] = sum;
     __syncthreads();
-    GateGradients(f, c, gates, s);
+    GateGradients(f, c, gates, s, chunks.sums);
   }
 }
 
@@ -871,6 +886,7 @@ void RunTensorCores(CudaStream& stream, const GatedDeltaBwd& op) {
     LaunchBlocks(stream, KeyGradients<kK>, blocks, Tiles::kWarps * kWarp, Tiles::Bytes(slices), f,
                  chunks, slices);
   });
+  AddUp(stream, op, chunks.sums);
   if (f.add_dv) {
     const int64_t packs = int64_t{f.B} * f.T * f.H * (f.V / 8);
     LaunchBlocks(stream, AddRows, CeilDiv(packs, 256), 256, 0, f, chunks.dv);

@@ -8,10 +8,34 @@
 
 namespace weft {
 
+// log_a and beta, as they come or from their projections.
+template <class T>
+struct GatesRef {
+  explicit GatesRef(const GatedDeltaFwd& f)
+      : beta(f.beta.As<T, 3>()),
+        log_a(f.log_a.As<T, 3>()),
+        gate_a(f.gate_a.As<T, 3>()),
+        gate_b(f.gate_b.As<T, 3>()),
+        a_log(f.a_log.As<T, 1>()),
+        dt_bias(f.dt_bias.As<T, 1>()),
+        beta_scale(f.beta_scale) {}
+  T LogA(int64_t b, int64_t t, int64_t h) const {
+    if (gate_a) return -exp(a_log(h)) * log(T(1) + exp(gate_a(b, t, h) + dt_bias(h)));
+    return log_a ? log_a(b, t, h) : T(0);
+  }
+  T Beta(int64_t b, int64_t t, int64_t h) const {
+    if (gate_b) return T(beta_scale) / (T(1) + exp(-gate_b(b, t, h)));
+    return beta ? beta(b, t, h) : T(1);
+  }
+  Nd<T, 3> beta, log_a, gate_a, gate_b;
+  Nd<T, 1> a_log, dt_bias;
+  double beta_scale;
+};
+
 template <class T>
 void GatedDeltaRef(const GatedDeltaFwd& f) {
   const auto q = f.q.As<T, 4>(), k = f.k.As<T, 4>(), v = f.v.As<T, 4>(), y = f.y.As<T, 4>();
-  const auto beta = f.beta.As<T, 3>(), log_a = f.log_a.As<T, 3>();
+  const GatesRef<T> gates(f);
   const auto doc_start = f.doc_start.As<const int32_t, 2>();
   const auto initial = f.initial.As<T, 4>(), final_state = f.final_state.As<T, 4>();
   const auto [B, L, H, K] = q.shape;
@@ -25,7 +49,7 @@ void GatedDeltaRef(const GatedDeltaFwd& f) {
       }
       for (int64_t t = 0; t < L; ++t) {
         if (doc_start && t > 0 && doc_start(b, t) == t) state.assign(state.size(), T(0));
-        const T a = log_a ? exp(log_a(b, t, h)) : T(1), by = beta ? beta(b, t, h) : T(1);
+        const T a = exp(gates.LogA(b, t, h)), by = gates.Beta(b, t, h);
         for (int64_t r = 0; r < V; ++r) {
           T read = 0;
           for (int64_t c = 0; f.erase && c < K; ++c) read += a * S(c, r) * k(b, t, h, c);
@@ -52,11 +76,13 @@ template <class T>
 void GatedDeltaGradientsRef(const GatedDeltaBwd& g) {
   const GatedDeltaFwd& f = g.fwd;
   const auto q = f.q.As<T, 4>(), k = f.k.As<T, 4>(), v = f.v.As<T, 4>(), dy = g.dy.As<T, 4>();
-  const auto beta = f.beta.As<T, 3>(), log_a = f.log_a.As<T, 3>();
+  const GatesRef<T> gates(f);
   const auto doc_start = f.doc_start.As<const int32_t, 2>();
   const auto initial = f.initial.As<T, 4>(), dfinal = g.dfinal.As<T, 4>();
   const auto dq = g.dq.As<T, 4>(), dk = g.dk.As<T, 4>(), dv = g.dv.As<T, 4>();
   const auto dbeta = g.dbeta.As<T, 3>(), dlog_a = g.dlog_a.As<T, 3>();
+  const auto dgate_a = g.dgate_a.As<T, 3>(), dgate_b = g.dgate_b.As<T, 3>();
+  const auto da_log = g.da_log.As<T, 1>(), ddt_bias = g.ddt_bias.As<T, 1>();
   const auto dinitial = g.dinitial.As<T, 4>();
   const auto [B, L, H, K] = q.shape;
   const int64_t V = v.shape[3];
@@ -73,10 +99,10 @@ void GatedDeltaGradientsRef(const GatedDeltaBwd& g) {
       }
       const auto decay = [&](std::vector<T>& s, int64_t t) {
         const bool starts = doc_start && t > 0 && doc_start(b, t) == t;
-        const T a = starts ? T(0) : log_a ? T(exp(log_a(b, t, h))) : T(1);
+        const T a = starts ? T(0) : T(exp(gates.LogA(b, t, h)));
         for (T& x : s) x *= a;
       };
-      const auto beta_at = [&](int64_t t) { return beta ? beta(b, t, h) : T(1); };
+      const auto beta_at = [&](int64_t t) { return gates.Beta(b, t, h); };
       const auto residual = [&](const std::vector<T>& s, int64_t t) {  // u = beta (v - S^T k)
         for (int64_t x = 0; x < V; ++x) r[static_cast<size_t>(x)] = v(b, t, h, x);
         for (int64_t c = 0; f.erase && c < K; ++c)
@@ -139,6 +165,16 @@ void GatedDeltaGradientsRef(const GatedDeltaBwd& g) {
           }
           if (dbeta) dbeta(b, t, h) = db;
           if (dlog_a) dlog_a(b, t, h) = dlog;
+          if (dgate_a) {
+            const auto sigmoid = [](T x) { return T(1) / (T(1) + exp(-x)); };
+            const T dz =
+                -dlog * exp(gates.a_log(h)) * sigmoid(gates.gate_a(b, t, h) + gates.dt_bias(h));
+            dgate_a(b, t, h) = dz;
+            dgate_b(b, t, h) = db * beta_at(t) * sigmoid(-gates.gate_b(b, t, h));
+            if (b == 0 && t == L - 1) da_log(h) = ddt_bias(h) = T(0);
+            da_log(h) += dlog * gates.LogA(b, t, h);
+            ddt_bias(h) += dz;
+          }
           decay(dstate, t);
         }
       }

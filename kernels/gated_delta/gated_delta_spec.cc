@@ -73,6 +73,35 @@ GatedDeltaFwd Make(CaseMaker& make, const Sizes& s, const Fill& beta, const Fill
   return f;
 }
 
+// Values of projections and what goes with them.
+struct Projected {
+  Fill a, b, a_log, dt_bias;
+  double beta_scale;
+};
+// Decays of 0.005 to 0.3 per token.
+Projected WeakDecays(double beta_scale) {
+  return {Normal(), Normal(), Uniform(-1, 1), Uniform(-4.5, -2), beta_scale};
+}
+// So strong that many tokens forget all.
+Projected HugeDecays() { return {Normal(2), Normal(), Uniform(3, 5), Uniform(-3, 0), 2}; }
+// Where softplus is its argument or vanishes, and sigmoids are 0 or 1.
+Projected LargeProjections() {
+  const auto large = [](Rng& rng, int64_t i) { return (i % 3 - 1) * 15 + rng.Normal(); };
+  return {large, large, Uniform(-5, -4), Uniform(-1, 1), 1};
+}
+
+GatedDeltaFwd Make(CaseMaker& make, const Sizes& s, const Projected& gates, bool state,
+                   const std::vector<double>& doc_start = {}, bool erase = true) {
+  const auto [B, T, H, K, V] = s;
+  GatedDeltaFwd f = Make(make, s, {}, {}, state, doc_start, erase);
+  f.gate_a = make.In("gate_a", {B, T, H}, gates.a);
+  f.gate_b = make.In("gate_b", {B, T, H}, gates.b);
+  f.a_log = make.WideIn("a_log", {H}, gates.a_log);
+  f.dt_bias = make.WideIn("dt_bias", {H}, gates.dt_bias);
+  f.beta_scale = gates.beta_scale;
+  return f;
+}
+
 std::vector<double> PackedRows(int64_t B, int64_t T) {
   std::vector<std::vector<int64_t>> rows;
   for (int64_t b = 0; b < B; ++b) {
@@ -90,14 +119,21 @@ void AddOp_gated_delta(OpSuite& suite) {
       .name = "gated_delta",
       .reference_f64 = GatedDeltaRef<double>,
       .reference_complex = GatedDeltaRef<std::complex<double>>};
-  const auto law = [](auto& laws, const char* label, Sizes s, const Fill& beta, const Fill& log_a,
-                      bool state, const std::vector<double>& doc_start = {}, bool erase = true) {
+  const auto add = [](auto& laws, const char* label, Sizes s, auto make) {
     // So many that the reference takes no more than about a second.
     const int64_t samples = 6'000'000 / (s.B * s.T * s.H * s.K * s.V);
-    laws.push_back(
-        {label,
-         [=](CaseMaker& make) { return Make(make, s, beta, log_a, state, doc_start, erase); },
-         static_cast<int>(std::clamp<int64_t>(samples, 10, 300))});
+    laws.push_back({label, make, static_cast<int>(std::clamp<int64_t>(samples, 10, 300))});
+  };
+  const auto law = [&](auto& laws, const char* label, Sizes s, const Fill& beta, const Fill& log_a,
+                       bool state, const std::vector<double>& doc_start = {}, bool erase = true) {
+    add(laws, label, s,
+        [=](CaseMaker& make) { return Make(make, s, beta, log_a, state, doc_start, erase); });
+  };
+  const auto projected = [&](auto& laws, const char* label, Sizes s, const Projected& gates,
+                             bool state = false, const std::vector<double>& doc_start = {},
+                             bool erase = true) {
+    add(laws, label, s,
+        [=](CaseMaker& make) { return Make(make, s, gates, state, doc_start, erase); });
   };
   // The layers that the header names.
   const Fill none;
@@ -134,6 +170,15 @@ void AddOp_gated_delta(OpSuite& suite) {
   mamba2(laws, "B1_T90_H2_K8_V6_mamba2_documents", {1, 90, 2, 8, 6}, Documents({{17, 1, 60, 12}}));
   deltanet(laws, "B2_T1_H3_K7_V5_deltanet", {2, 1, 3, 7, 5});
   deltanet(laws, "B1_T40_H2_K7_V5_deltanet", {1, 40, 2, 7, 5});
+  projected(laws, "B2_T1_H3_K4_V6_projected_state", {2, 1, 3, 4, 6}, WeakDecays(2), true);
+  projected(laws, "B2_T63_H1_K6_V8_projected", {2, 63, 1, 6, 8}, WeakDecays(1));
+  projected(laws, "B1_T65_H3_K6_V9_projected_state", {1, 65, 3, 6, 9}, WeakDecays(2), true);
+  projected(laws, "B2_T90_H2_K6_V4_projected_documents", {2, 90, 2, 6, 4}, WeakDecays(2), true,
+            Documents({{17, 1, 60, 12}, {90}}));
+  projected(laws, "B1_T70_H2_K6_V4_projected_huge_decays", {1, 70, 2, 6, 4}, HugeDecays(), true);
+  projected(laws, "B1_T70_H2_K6_V4_large_projections", {1, 70, 2, 6, 4}, LargeProjections(), true);
+  projected(laws, "B1_T40_H2_K6_V4_projected_written_only", {1, 40, 2, 6, 4}, WeakDecays(1), true,
+            {}, false);
   auto& bf16 = spec.bf16_laws;
   law(bf16, "B1_T63_H2_K16_V16", {1, 63, 2, 16, 16}, beta, weak, false);
   law(bf16, "B1_T64_H1_K16_V32_state", {1, 64, 1, 16, 32}, wide_beta, weak, true);
@@ -181,9 +226,27 @@ void AddOp_gated_delta(OpSuite& suite) {
   deltanet(bf16, "B1_T129_H1_K128_V128_deltanet", {1, 129, 1, 128, 128});
   deltanet(bf16, "B1_T65_H1_K48_V96_deltanet", {1, 65, 1, 48, 96});
   deltanet(bf16, "B1_T63_H1_K32_V48_deltanet", {1, 63, 1, 32, 48});
+  // On sm_90a, by mma.sync, in f32. Of sizes where da_log and ddt_bias, which are sums over tokens,
+  // are no small rest of them.
+  projected(bf16, "B1_T1_H3_K96_V192_projected_state", {1, 1, 3, 96, 192}, WeakDecays(2), true);
+  projected(bf16, "B1_T63_H1_K48_V96_projected", {1, 63, 1, 48, 96}, WeakDecays(1));
+  projected(bf16, "B1_T65_H2_K96_V192_projected_state", {1, 65, 2, 96, 192}, WeakDecays(2), true);
+  projected(bf16, "B1_T129_H2_K128_V128_projected_documents", {1, 129, 2, 128, 128}, WeakDecays(2),
+            true, Documents({{50, 16, 63}}));
+  projected(bf16, "B2_T70_H2_K64_V64_projected_huge_decays", {2, 70, 2, 64, 64}, HugeDecays(),
+            true);
+  projected(bf16, "B1_T130_H2_K64_V128_large_projections", {1, 130, 2, 64, 128},
+            LargeProjections());
+  projected(bf16, "B1_T66_H2_K48_V16_projected_written_only", {1, 66, 2, 48, 16}, WeakDecays(1),
+            true, {}, false);
+  projected(bf16, "B2_T65_H2_K16_V32_projected_state", {2, 65, 2, 16, 32}, WeakDecays(2), true);
+  projected(bf16, "B1_T129_H2_K160_V48_projected_documents", {1, 129, 2, 160, 48}, WeakDecays(1),
+            true, Documents({{50, 16, 63}}));
+  projected(bf16, "B1_T70_H1_K16_V16_projected_huge_decays", {1, 70, 1, 16, 16}, HugeDecays());
+  projected(bf16, "B2_T65_H2_K20_V12_projected_state", {2, 65, 2, 20, 12}, WeakDecays(2), true);
   const auto bench = [&](const char* label, Sizes s, bool state = false,
                          const std::vector<double>& doc_start = {}) {
-    law(spec.bench, label, s, beta, weak, state, doc_start);
+    projected(spec.bench, label, s, WeakDecays(1), state, doc_start);
   };
   bench("decode_B16_T1_H4_K24_V48", {16, 1, 4, 24, 48}, true);
   bench("B16_T256_H4_K24_V48", {16, 256, 4, 24, 48});
@@ -191,10 +254,10 @@ void AddOp_gated_delta(OpSuite& suite) {
   bench("B8_T1024_H4_K48_V96", {8, 1024, 4, 48, 96});
   bench("B16_T256_H4_K24_V48_packed", {16, 256, 4, 24, 48}, false, PackedRows(16, 256));
   bench("B1_T8192_H4_K24_V48", {1, 8192, 4, 24, 48});
-  law(spec.gpu_bench, "B16_T2048_H6_K96_V192", {16, 2048, 6, 96, 192}, beta, weak, false);
-  law(spec.gpu_bench, "B8_T8192_H30_K96_V192", {8, 8192, 30, 96, 192}, beta, weak, false);
-  law(spec.gpu_bench, "B8_T8192_H16_K128_V128", {8, 8192, 16, 128, 128}, beta, weak, false);
-  law(spec.gpu_bench, "B1_T65536_H16_K128_V128", {1, 65536, 16, 128, 128}, beta, weak, false);
+  projected(spec.gpu_bench, "B16_T2048_H6_K96_V192", {16, 2048, 6, 96, 192}, WeakDecays(1));
+  projected(spec.gpu_bench, "B8_T8192_H30_K96_V192", {8, 8192, 30, 96, 192}, WeakDecays(1));
+  projected(spec.gpu_bench, "B8_T8192_H16_K128_V128", {8, 8192, 16, 128, 128}, WeakDecays(1));
+  projected(spec.gpu_bench, "B1_T65536_H16_K128_V128", {1, 65536, 16, 128, 128}, WeakDecays(1));
   suite.Add(std::move(spec));
 }
 

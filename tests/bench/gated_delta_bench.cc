@@ -1,7 +1,8 @@
 // links: weft_kernels
-// The gated delta rule on a GPU in bf16, alone, with the L2 norm of q and k as a pass of its own
-// (_norm), and with what this norm adds to the convolution before (_conv_norm): medians of 30
-// replays of a CUDA graph. tests/bench/peers/gated_delta_fla.py compares.
+// The gated delta rule on a GPU in bf16, its gates from projections as in a layer: alone, with the L2
+// norm of q and k as a pass of its own (_norm), and with what this norm adds to the convolution
+// before (_conv_norm): medians of 30 replays of a CUDA graph. tests/bench/peers/gated_delta_fla.py
+// compares; the public kernel is given log_a and beta.
 
 #ifdef WEFT_CUDA
 
@@ -69,18 +70,20 @@ void GatedDelta(benchmark::State& state, Shape s, Norm norm, bool backward) {
   fwd.scale = 1 / std::sqrt(static_cast<double>(K));
   fwd.q = part(conv.fwd.y, 0, K), fwd.k = part(conv.fwd.y, K, K);
   fwd.v = part(conv.fwd.y, 2 * K, V);
-  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
-  fwd.beta = FillNormal(stream, make("beta", {B, T, H}, DType::kF32),
-                        [&](double x) { return 2 * sigmoid(x); });
-  fwd.log_a = FillNormal(stream, make("log_a", {B, T, H}, DType::kF32),
-                         [&](double x) { return std::log(sigmoid(x + 4)); });
+  fwd.gate_a = FillNormal(stream, make("gate_a", {B, T, H}));
+  fwd.gate_b = FillNormal(stream, make("gate_b", {B, T, H}));
+  fwd.a_log = FillNormal(stream, make("a_log", {H}, DType::kF32), [](double) { return 0.0; });
+  fwd.dt_bias = FillNormal(stream, make("dt_bias", {H}, DType::kF32), [](double) { return -4.0; });
+  fwd.beta_scale = 2;
   fwd.y = make("y", {B, T, H, V});
   if (backward) fwd.states = make("states", {B, GatedDeltaChunks(T), H, K * V});
   rule.dy = FillNormal(stream, make("dy", {B, T, H, V}));
   rule.dq = overwritten(part(conv.dy, 0, K)), rule.dk = overwritten(part(conv.dy, K, K));
   rule.dv = overwritten(part(conv.dy, 2 * K, V));
-  rule.dbeta = overwritten(make("dbeta", {B, T, H}, DType::kF32));
-  rule.dlog_a = overwritten(make("dlog_a", {B, T, H}, DType::kF32));
+  rule.dgate_a = overwritten(make("dgate_a", {B, T, H}));
+  rule.dgate_b = overwritten(make("dgate_b", {B, T, H}));
+  rule.da_log = overwritten(make("da_log", {H}, DType::kF32));
+  rule.ddt_bias = overwritten(make("ddt_bias", {H}, DType::kF32));
 
   const auto run = [&](const auto& op) {
     Launch(any, op.fwd);

@@ -369,13 +369,14 @@ TEST(GatedDelta, DocumentsDoNotTouch) {
 // The layers that gated_delta.h names.
 struct Layer {
   const char* name;
-  bool erase, beta, log_a;
+  bool erase, beta, log_a, projected = false;
 };
 constexpr Layer kLayers[] = {{"linear attention", false, false, false},
                              {"RetNet", false, false, true},
                              {"Mamba-2", false, true, true},
                              {"DeltaNet", true, true, false},
-                             {"gated DeltaNet", true, true, true}};
+                             {"gated DeltaNet", true, true, true},
+                             {"gated DeltaNet, projected", true, false, false, true}};
 
 struct Size {
   int64_t B, T, H, K, V;
@@ -392,12 +393,18 @@ GatedDeltaFwd SharedRows(CaseMaker& make, const Size& s, const Layer& layer) {
   if (layer.beta) f.beta = make.WideIn("beta", {B, T, 1}, Uniform(0, 1)).Repeat(2, H);
   if (layer.log_a)
     f.log_a = make.WideIn("log_a", {1, 1, H}, Uniform(-0.3, 0)).Repeat(0, B).Repeat(1, T);
+  if (layer.projected) {
+    f.gate_a = make.In("gate_a", {B, T, 1}).Repeat(2, H);
+    f.gate_b = make.In("gate_b", {1, 1, H}).Repeat(0, B).Repeat(1, T);
+    f.a_log = make.WideIn("a_log", {H}), f.dt_bias = make.WideIn("dt_bias", {H}, Uniform(-4, -1));
+    f.beta_scale = 2;
+  }
   return f;
 }
 
 // The same numbers, with a row for each.
 GatedDeltaFwd OwnRows(CaseMaker& make, GatedDeltaFwd f) {
-  for (TensorView* x : {&f.q, &f.k, &f.beta, &f.log_a}) {
+  for (TensorView* x : {&f.q, &f.k, &f.beta, &f.log_a, &f.gate_a, &f.gate_b}) {
     if (!x->defined()) continue;
     const TensorView own = make.OutLike(x->name(), *x);
     const auto copy = [&]<class T>(T) {
@@ -440,7 +447,8 @@ void CheckSharedRows(DType dtype, const Size& s, const auto& run) {
     expect_same(shared.fwd.y, own.fwd.y);
     expect_same(shared.fwd.final_state, own.fwd.final_state);
     for (auto d : {&GatedDeltaBwd::dq, &GatedDeltaBwd::dk, &GatedDeltaBwd::dv,
-                   &GatedDeltaBwd::dbeta, &GatedDeltaBwd::dlog_a})
+                   &GatedDeltaBwd::dbeta, &GatedDeltaBwd::dlog_a, &GatedDeltaBwd::dgate_a,
+                   &GatedDeltaBwd::dgate_b, &GatedDeltaBwd::da_log, &GatedDeltaBwd::ddt_bias})
       if ((shared.*d).defined()) expect_same(shared.*d, own.*d);
   }
 }
@@ -516,6 +524,14 @@ TEST(GatedDelta, EmptyAndRefused) {
   EXPECT_TRUE(SameBits(p.final_state, p.initial));
   GatedDeltaBwd g{.fwd = p.Fwd(0, 5)};
   EXPECT_THROW(g.Check(), Error);
+  GatedDeltaFwd f = p.Fwd(0, 5);
+  f.gate_a = f.gate_b = f.beta;
+  f.a_log = f.dt_bias = TensorView(p.beta.data(), DType::kF32, {1}, "a_log");
+  EXPECT_THROW(f.Check(), Error);  // gates are given twice
+  f.beta = f.log_a = {};
+  f.Check();
+  f.gate_b = {};
+  EXPECT_THROW(f.Check(), Error);
 }
 
 // Any cut, one token at a time included, with the history updated in place, gives the bits of the

@@ -12,7 +12,6 @@
 #include <cmath>
 
 #include "arch/ops/linear.h"
-#include "kernels/decay_gate/decay_gate.h"
 #include "kernels/gated_delta/gated_delta.h"
 #include "kernels/gated_rms_norm/gated_rms_norm.h"
 #include "kernels/rms_norm/rms_norm.h"
@@ -80,13 +79,14 @@ class GatedDelta : public Mixer {
     const Var key = SplitLast(tape.Slice(qkv, 2, k, k), H_, K_);
     const Var value = SplitLast(tape.Slice(qkv, 2, 2 * k, v), H_, V_);
     const int64_t gates = InWidth() - 2 * H_;
-    const auto [log_a, beta] =
-        Gates(c, tape, tape.Slice(in, 2, gates, H_), tape.Slice(in, 2, gates + H_, H_));
+    const Var a = tape.Slice(in, 2, gates, H_), b = tape.Slice(in, 2, gates + H_, H_);
 
     const Var o = tape.NewVar(c, "gated_delta.o", {B, T, H_, V_});
     GatedDeltaFwd fwd;
     fwd.q = q.x, fwd.k = key.x, fwd.v = value.x, fwd.y = o.x;
-    fwd.beta = beta.x, fwd.log_a = log_a.x;
+    fwd.gate_a = a.x, fwd.gate_b = b.x;
+    fwd.a_log = a_log_->var.x, fwd.dt_bias = dt_bias_->var.x;
+    fwd.beta_scale = config_.negative_eigenvalues ? 2 : 1;
     fwd.doc_start = documents.start;
     fwd.scale = 1 / std::sqrt(static_cast<double>(K_));
     if (state) {
@@ -97,7 +97,8 @@ class GatedDelta : public Mixer {
     fwd.states = tape.NewSaved(c, "gated_delta.states", {B, GatedDeltaChunks(T), H_, K_ * V_});
     GatedDeltaBwd bwd{fwd};
     bwd.dy = o.dx, bwd.dq = GradOf(q), bwd.dk = GradOf(key), bwd.dv = GradOf(value);
-    bwd.dbeta = GradOf(beta), bwd.dlog_a = GradOf(log_a);
+    bwd.dgate_a = GradOf(a), bwd.dgate_b = GradOf(b);
+    bwd.da_log = GradOf(a_log_->var), bwd.ddt_bias = GradOf(dt_bias_->var);
     tape.Run(c, fwd, bwd);
 
     const Var gate = config_.gate ? SplitLast(tape.Slice(in, 2, ConvChannels(), v), H_, V_) : Var{};
@@ -138,22 +139,6 @@ class GatedDelta : public Mixer {
     }
     tape.Run(c, fwd, ShortConvBwd{fwd, y.dx, GradOf(x), GradOf(conv_->var)});
     return y;
-  }
-
-  std::pair<Var, Var> Gates(Context& c, Tape& tape, const Var& a, const Var& b) {
-    const int64_t B = a.x.dim(0), T = a.x.dim(1);
-    const Var log_a = tape.NewWideVar(c, "gated_delta.log_a", {B, T, H_});
-    const Var beta = tape.NewWideVar(c, "gated_delta.beta", {B, T, H_});
-    DecayGateFwd fwd;
-    fwd.a = a.x, fwd.b = b.x, fwd.a_log = a_log_->var.x, fwd.dt_bias = dt_bias_->var.x;
-    fwd.log_a = log_a.x, fwd.beta = beta.x;
-    fwd.beta_scale = config_.negative_eigenvalues ? 2 : 1;
-    DecayGateBwd bwd{fwd};
-    bwd.dlog_a = log_a.dx, bwd.dbeta = beta.dx;
-    bwd.da = GradOf(a), bwd.db = GradOf(b), bwd.da_log = GradOf(a_log_->var),
-    bwd.ddt_bias = GradOf(dt_bias_->var);
-    tape.Run(c, fwd, bwd);
-    return {log_a, beta};
   }
 
   Var OutNorm(Context& c, Tape& tape, const Var& o, const Var& gate) {
