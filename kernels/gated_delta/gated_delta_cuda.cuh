@@ -62,9 +62,11 @@ struct Chunk {
   __device__ int Index(const Sizes& s) const { return (b * s.chunks + n) * s.H + h; }
 };
 
+constexpr float kMostRate = 3e38f;
+
 // Of a head whose gates are projections.
 struct HeadGates {
-  float rate = 0, dt_bias = 0;  // rate = exp(a_log)
+  float rate = 0, dt_bias = 0;  // rate = exp(a_log), finite: nothing decays where softplus is 0
   __device__ float LogA(float gate_a) const { return -rate * DeviceSoftplus(gate_a + dt_bias); }
 };
 
@@ -101,7 +103,9 @@ struct Forward : Sizes {
         states(f.states),
         final_state(f.final_state) {}
   __device__ HeadGates Head(int h) const {
-    return gate_a ? HeadGates{expf(a_log[h]), dt_bias[h]} : HeadGates{};
+    if (!gate_a) return {};
+    const float rate = expf(a_log[h]);
+    return {rate > kMostRate ? kMostRate : rate, dt_bias[h]};  // NaN stays
   }
   // Also of tokens behind the last.
   __device__ float Beta(int b, int t, int h) const {
