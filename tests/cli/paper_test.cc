@@ -441,9 +441,19 @@ TEST_F(Paper, WhatTheDataDoNotGiveIsRefusedByName) {
   CopyText();
   Append("tables.tex", "\\figurefile{tables-gone}{}\n");
   ExpectRefused({"LaTeX: ", "tables-gone", "out/weft.log"});
+  fs::remove_all(folder_ / "data");
+  WriteGroups({"s3"}, {"hybrid"}, {{1}, {1}, {1}}, "olmo_hybrid_tables.h5");
+  ExpectRefused(
+      {"data/olmo_hybrid_tables.h5: has results of word problem, "
+       "expected some of state_tracking, recall, state_based_recall"});
+  fs::remove_all(folder_ / "data");
+  WriteLadder(1);
+  fs::rename(folder_ / "data/ladder_mini.h5", folder_ / "data/mqar.h5");
+  ExpectRefused({"data/mqar.h5: has no evaluation of a task"});
   Spill(folder_ / "data/quickstart.h5", "");
   ExpectRefused({"data/quickstart.h5: belongs to no study of the paper"});
   fs::remove(folder_ / "data/quickstart.h5");
+  fs::remove(folder_ / "data/mqar.h5");
   Spill(folder_ / "data/ladder_mini.h5", "not HDF5");
   ExpectRefused({"data/ladder_mini.h5: cannot be read as HDF5"});
 }
