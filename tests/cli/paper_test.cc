@@ -382,6 +382,36 @@ gated delta & \textbf{1.500} & -- & -- \\
                "0.250,0.250and{(Table"});
 }
 
+// With twice the tokens' worth from each, the line through the losses L(32e8) after 16e8 tokens and
+// L(128e8) after 64e8 has the reference's last, L(64e8), where 1/(1 + 2^-0.28) of the logarithm of
+// their ratio is gone. Losses differ by 410 (2^-0.28 - 1) D^-0.28.
+TEST_F(Paper, TokensToParityAndDifferencesAreReadOffTheLosses) {
+  CopyText();
+  WriteLadder(2, 3);
+  const ShellResult r = Build();
+  ASSERT_EQ(r.code, 0) << r.output;
+  const double u = std::pow(2, -0.28);
+  const auto share = static_cast<int64_t>(std::round(1000 * std::pow(4, 1 / (1 + u)) / 4));
+  const std::string cell = Cat(share / 10, ".", share % 10),
+                    interval = Cat(" & ", cell, R"( \% [)", cell, ", ", cell, "]");
+  ExpectLines("ladder-parity.tex",
+              {Cat("hybrid equal", interval, interval, interval, interval, R"( \\)")});
+  Numbers gaps;
+  for (const double d : {1e8, 4e8, 16e8, 64e8})
+    gaps.push_back(1000 * 410 * (1 - u) * std::pow(d, -0.28));
+  const auto less = [](double x) { return Cat("$-$", static_cast<int64_t>(std::round(x))); };
+  const std::string gap = Cat(" & ", less((gaps[0] + gaps[1] + gaps[2] + gaps[3]) / 4), " (",
+                              less(gaps.front()), " to ", less(gaps.back()), ")");
+  ExpectLines(
+      "ladder-differences.tex",
+      {Cat("hybrid equal", gap, gap, gap, gap, R"( \\)"),
+       R"(hybrid & 0.0 (0.0 to 0.0) & 0.0 (0.0 to 0.0) & 0.0 (0.0 to 0.0) & 0.0 (0.0 to 0.0) \\)"});
+  // Half as much from each never gets there.
+  WriteLadder(0.5);
+  ASSERT_EQ(Build().code, 0);
+  ExpectLines("ladder-parity.tex", {R"(hybrid equal & -- & -- & -- & -- \\)"});
+}
+
 TEST_F(Paper, GroupsAreShownByDepthOnAsManyPagesAsTheyNeed) {
   CopyText();
   const Texts variants = {"transformer", "gated_delta_negative", "gated_delta_positive"};
