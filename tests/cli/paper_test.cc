@@ -440,6 +440,17 @@ gated delta negative, layers=1 & 4.1k & )"),
   ExpectShown({"Liststhatteachrecall", "gateddeltapositive,layers=4"});
 }
 
+TEST_F(Paper, TheBarIsShownInFullAndSharesWithoutTheirZero) {
+  CopyText();
+  WriteGroups({"lists"}, {"hybrid"}, {{1}, {0.5}, {0.995}}, "recall_lengths.h5");
+  const ShellResult r = Build("--text text --pass 0.996");
+  ASSERT_EQ(r.code, 0) << r.output;
+  ExpectLines(
+      "lengths-evidence.tex",
+      {R"(hybrid, layers=1 & 4.1k & none / 8 & 8 & 1/3 [.06, .79] & .99 (.50--1.00) & 1.00 \\)"});
+  ExpectLines("numbers.tex", {R"(\setnumber{lengths/pass}{0.996})"});
+}
+
 TEST_F(Paper, ANumberTypedByHandIsRefused) {
   for (const auto& [line, found] :
        {std::pair{"The hybrid saves 1.49 times.", "\"1\" was typed by hand"},
