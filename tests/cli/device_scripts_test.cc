@@ -12,9 +12,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class GpuScripts : public testing::Test {
+class DeviceScripts : public testing::Test {
  protected:
-  GpuScripts() {
+  DeviceScripts() {
     fs::create_directories(folder_ / "house/tests");
     for (const char* script : {"tests/gpu_laws.sh", "tests/gpu_sanitize.sh"})
       fs::copy_file(fs::path(WEFT_SOURCE_DIR) / script, folder_ / Cat("house/", script));
@@ -62,7 +62,7 @@ done
   Scratch folder_;
 };
 
-TEST_F(GpuScripts, AReceiptNeedsEveryLawThatIsListed) {
+TEST_F(DeviceScripts, AReceiptNeedsEveryLawThatIsListed) {
   TestProgram("long_test", 40);
   TestProgram("short_test", 3);
   for (int again = 0; again < 3; ++again)
@@ -82,7 +82,7 @@ TEST_F(GpuScripts, AReceiptNeedsEveryLawThatIsListed) {
   EXPECT_FALSE(HasReceipt());
 }
 
-TEST_F(GpuScripts, ASanitizerThatSawNoLawFails) {
+TEST_F(DeviceScripts, ASanitizerThatSawNoLawFails) {
   TestProgram("a_test", 12);
   const std::string script = "LOGS=logs house/tests/gpu_sanitize.sh ";
   ExpectRun(script + "bin", 0, "memcheck: 12 of 12 laws held, 0 findings\n");
