@@ -3,7 +3,13 @@
 #   tests/gpu_laws.sh [BIN]     runs every Gpu* suite of the test programs in BIN and writes the receipt if all pass
 #   tests/gpu_laws.sh --check   says whether the receipt is that of the kernels as they are now
 set -euo pipefail
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+root=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/..
+if [ $# -gt 1 ] || [[ ${1:-} == -* && $1 != --check ]]; then
+  echo "weft: usage: tests/gpu_laws.sh [BIN] or tests/gpu_laws.sh --check, found: $*" >&2
+  exit 2
+fi
+bin=$(readlink -m -- "${1:-$root/build/release/bin}")
+cd "$root"
 receipt=tests/gpu_receipt.txt
 hash=$(find kernels -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \) -print0 | LC_ALL=C sort -z |
   xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
@@ -15,13 +21,17 @@ if [ "${1:-}" = --check ]; then
   exit 1
 fi
 
-bin=$(readlink -f "${1:-build/release/bin}")
 shards=$(($(nproc) < 16 ? $(nproc) : 16))
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
-failed=0
+failed=0 laws=0
 for test in "$bin"/*_test; do
-  "$test" --gtest_filter='Gpu*' --gtest_list_tests 2>/dev/null | grep -q '^  ' || continue
+  if ! list=$("$test" --gtest_filter='Gpu*' --gtest_list_tests); then
+    echo "weft: $test does not say which laws it has" >&2
+    exit 1
+  fi
+  listed=$(grep -c '^  ' <<<"$list") || continue
+  laws=$((laws + listed))
   running=()
   for ((shard = 0; shard < shards; ++shard)); do
     GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard "$test" --gtest_filter='Gpu*' \
@@ -33,8 +43,9 @@ done
 passed=$(cat "$logs"/* 2>/dev/null | grep -c '^\[       OK \]' || true)
 grep -h '^\[  FAILED  \].*(.* ms)' "$logs"/* >&2 || true
 grep -h -A4 'Failure$' "$logs"/* | head -60 >&2 || true
-echo "$passed passed"
-[ $failed -eq 0 ] && [ "$passed" -gt 0 ] || exit 1
+grep -h '^\[  SKIPPED \].*(.* ms)' "$logs"/* >&2 || true
+echo "$passed of $laws passed"
+[ $failed -eq 0 ] && [ "$laws" -gt 0 ] && [ "$passed" -eq "$laws" ] || exit 1
 {
   echo "The laws of the label gpu held for these kernels (tests/gpu_laws.sh)."
   echo "kernels  $hash"

@@ -13,36 +13,50 @@ sanitizer=${SANITIZER:-compute-sanitizer}
 tools=${TOOLS:-racecheck synccheck initcheck memcheck}
 wanted=${LAWS:-Gpu*-GpuFullMemory*}
 logs=${LOGS:-$(mktemp -d)}
-bin=$(readlink -f "${1:-$(dirname "$0")/../build/release/bin}")
+bin=$(readlink -m -- "${1:-$(dirname "$0")/../build/release/bin}")
 limit=${2:-3600}
+if [ $# -gt 2 ] || [[ ${1:-} == -* || ! $limit =~ ^[1-9][0-9]*$ ]]; then
+  echo "weft: usage: tests/gpu_sanitize.sh [BIN] [LIMIT], LIMIT in seconds, found: $*" >&2
+  exit 2
+fi
 gpus=$(nvidia-smi --list-gpus | wc -l)
 mkdir -p "$logs"
+rm -f "$logs"/*_test.* # of a run before
 export WEFT_LAWS=launch
 export XDG_CACHE_HOME=$logs/cache # what was timed under a tool is no choice to keep
 
-batches() { # filters
-  "$1" --gtest_filter="$wanted" --gtest_list_tests 2>/dev/null | awk -v size="${BATCH:-4}" '
+batches() { # filters, of what a program lists
+  awk -v size="${BATCH:-4}" '
     /^[^ ]/ { suite = $1; n = 0 }
     /^  / { printf "%s%s%s", n % size ? ":" : "\n", suite, $1; ++n }
     END { print "" }' | grep '[.]' || true
 }
 
-batch() { # number tool program filter
+batch() { # number tool program filter seconds
   local kernels=()
   [ "$2" = racecheck ] && kernels=(--kernel-name kns=4weft)
-  CUDA_VISIBLE_DEVICES=$(($1 % gpus)) timeout $((limit - SECONDS)) "$sanitizer" --tool "$2" \
+  CUDA_VISIBLE_DEVICES=$(($1 % gpus)) timeout "$5" "$sanitizer" --tool "$2" \
     --port $((20000 + 10 * $1)) "${kernels[@]}" "$bin/$3" --gtest_filter="$4" >"$logs/$2.$3.$1" 2>&1
 }
 
 for test in "$bin"/*_test; do
-  batches "$test" | sed "s/^/$(basename "$test") /"
+  if ! list=$("$test" --gtest_filter="$wanted" --gtest_list_tests); then
+    echo "weft: $test does not say which laws it has" >&2
+    exit 1
+  fi
+  batches <<<"$list" | sed "s/^/$(basename "$test") /"
 done >"$logs/batches"
 cut -d' ' -f2 "$logs/batches" | tr : '\n' | sort >"$logs/laws"
+if [ ! -s "$logs/laws" ]; then
+  echo "weft: no law in $bin is called $wanted" >&2
+  exit 1
+fi
 n=0
 for tool in $tools; do
   while read -r program filter; do
     while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-$(nproc)}" ]; do wait -n || true; done
-    [ $SECONDS -lt "$limit" ] && batch $n "$tool" "$program" "$filter" &
+    left=$((limit - SECONDS))
+    [ $left -gt 0 ] && batch $n "$tool" "$program" "$filter" $left &
     n=$((n + 1))
   done <"$logs/batches"
 done

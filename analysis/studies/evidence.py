@@ -25,18 +25,21 @@ class Cloud:
         self.several = any(len(v) > 1 for v in values.values())
 
 
-def panels(results):
-    """Title -> its evaluations, for the tasks; a task in several cases is one panel per case."""
-    rows = [e for e in last_evals(results) if e["name"] != "text"]
+def by_task(rows):
+    """Title -> its rows; a task in several cases has a title per case."""
     cases = defaultdict(set)
-    for e in rows:
-        cases[e["name"]].add(e["case"])
+    for r in rows:
+        cases[r["name"]].add(r["case"])
     grouped = {}
-    for e in rows:
-        title = e["name"] if len(cases[e["name"]]) == 1 else e["case"] if e["name"] in e["case"] else f"{e['name']}, {e['case']}"
-        title = title.replace("_", " ")
-        grouped.setdefault(title, []).append(e)
+    for r in rows:
+        title = r["name"] if len(cases[r["name"]]) == 1 else r["case"] if r["name"] in r["case"] else f"{r['name']}, {r['case']}"
+        grouped.setdefault(title.replace("_", " "), []).append(r)
     return grouped
+
+
+def panels(results):
+    """Title -> its evaluations, for the tasks."""
+    return by_task([e for e in last_evals(results) if e["name"] != "text"])
 
 
 def wilson(passed, n):
@@ -121,7 +124,9 @@ def unfinished(results):
     """The cells that are not done, as at most one sentence."""
     states = Counter(c["state"] for c in results.not_done)
     counts = ", ".join(f"{n} {state}" for state, n in states.items())
-    return [f"{len(results.not_done)} of {len(results.cells)} cells are not done: {counts}."] if states else []
+    counted = len({c["cell"] for c in results.not_done} & {e["cell"] for e in results.evals})
+    early = f"; of {counted} the last evaluation so far counts" if counted else ""
+    return [f"{len(results.not_done)} of {len(results.cells)} cells are not done: {counts}{early}."] if states else []
 
 
 def text_table(results):

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable
 
-from studies.evidence import Cloud, accuracy_table, panels, selection
+from studies.evidence import Cloud, accuracy_table, by_task, panels, selection
 
 # Okabe and Ito's palette without yellow and black, which are hard to see as lines on white or reserved for chance.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#7F7F7F"]
@@ -17,9 +17,21 @@ MOST_SERIES = 12  # that a legend can hold
 
 
 def style(results):
-    """Colour and marker of each series: the same in every panel and figure."""
-    return {s: (COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
-            for i, s in enumerate(results.series)}
+    """Colour and marker of each variant: the same in every panel and figure."""
+    variants = dict.fromkeys(variant for variant, _ in results.series.values())
+    return {v: (COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]) for i, v in enumerate(variants)}
+
+
+def facets(results, grouped):
+    """Title -> its rows, a title per task and setting; and how many columns suit them."""
+    found = {}
+    for title, rows in grouped.items():
+        for setting in results.settings:
+            mine = [r for r in rows if results.series[r["series"]][1] == setting]
+            if mine:
+                found[f"{title}, {setting}" if setting else title] = mine
+    settings = len(results.settings)
+    return found, settings if settings in (2, 3, 4) else columns_of(len(found))
 
 
 def setup_matplotlib():
@@ -38,14 +50,14 @@ def columns_of(n):
     return 2 if n == 4 else min(n, 3)
 
 
-def grid_of(n):
-    """A figure of n panels, and its axes."""
+def grid_of(n, columns=None):
+    """A figure of n panels, and its axes; many rows are low."""
     import matplotlib.pyplot as plt
 
-    columns = columns_of(n)
+    columns = min(n, columns or columns_of(n))
     rows = math.ceil(n / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(0.6 + 3.0 * columns, 0.9 + 2.4 * rows), squeeze=False,
-                                layout="constrained")
+    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
+                                figsize=(0.6 + (3.0 if columns > 1 else 3.6) * columns, 0.9 + (2.4 if rows <= 4 else 1.75) * rows))
     flat = list(axes.flat)
     for unused in flat[n:]:
         unused.remove()
@@ -90,35 +102,53 @@ def caption_below(figure, results):
         figure.supxlabel(selection(results), fontsize=8)
 
 
-def unit_axes(ax, title, label):
-    """From 0 to 1 against `label`."""
+def name_panel(ax, title):
+    ax.set_title(title, fontsize=10 if len(title) <= 34 else 8)
+
+
+def unit_axes(ax, title):
     ax.set_ylim(0, 1)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-    ax.set_title(title)
-    ax.set_xlabel(label)
+    name_panel(ax, title)
+
+
+def outer_labels(axes, columns, x, y):
+    """Labels where a row begins and a column ends."""
+    for ax in axes[::columns]:
+        ax.set_ylabel(y)
+    for ax in axes[-columns:]:
+        ax.set_xlabel(x)
+
+
+def evidence_panels(results):
+    """Panels of the rows of accuracy_table, as facets has them."""
+    grouped = {}
+    for row in accuracy_table(results):
+        if row["evidence"]:
+            grouped.setdefault(row["task"], []).append(row)
+    return facets(results, grouped)
 
 
 def accuracy_figure(results):
     """Medians over seeds, their range as a band, and dotted the best run."""
-    grouped = panels(results)
-    if not grouped:
+    found, columns = evidence_panels(results)
+    if not found:
         return None
     setup_matplotlib()
     styles = style(results)
-    figure, axes = grid_of(len(grouped))
-    table_rows = accuracy_table(results)
-    for ax, (title, evals) in zip(axes, grouped.items()):
-        shown = [r for r in table_rows if r["task"] == title and r["evidence"]]
-        several = any(r["seeds"] > 1 for r in shown)
-        for i, row in enumerate(shown):
-            colour, marker = styles[row["series"]]
+    figure, axes = grid_of(len(found), columns)
+    for ax, (title, rows) in zip(axes, found.items()):
+        several = any(r["seeds"] > 1 for r in rows)
+        for i, row in enumerate(rows):
+            variant, _ = results.series[row["series"]]
+            colour, marker = styles[variant]
             x = list(row["evidence"])
             median, low, high, best = ([math.nan if e[c] is None else e[c] for e in row["evidence"].values()]
                                        for c in ["median", "min", "max", "best_run"])
             if len(x) == 1 and several:  # ranges beside each other
-                x = [x[0] * 2 ** (min(0.15, 1.6 / len(shown)) * (i - (len(shown) - 1) / 2))]
+                x = [x[0] * 2 ** (min(0.15, 1.6 / len(rows)) * (i - (len(rows) - 1) / 2))]
             ax.plot(x, median, color=colour, marker=marker, markeredgecolor="white", markeredgewidth=0.6,
-                    label=row["series"], clip_on=False, zorder=3)
+                    label=variant, clip_on=False, zorder=3)
             if row["seeds"] > 1:
                 dots = {"linestyle": ":", "linewidth": 1.2, "zorder": 2.5}
                 if len(x) == 1:  # a band and a line have no width
@@ -127,44 +157,41 @@ def accuracy_figure(results):
                     ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
                     ax.plot(x, best, color=colour, **dots)
                     ax.plot([], [], color=INK, label="best run", **dots)
-        chance = Cloud((e["difficulty"], e["chance"]) for e in evals)
-        if chance.x:
-            x, y = chance.x, chance.mean
+        chance = {d: c for row in rows for d, c in row["chance"].items() if c is not None}
+        if chance:
+            x, y = list(chance), list(chance.values())
             if len(x) == 1:
                 x, y = [x[0] / 2, x[0] * 2], y * 2
             ax.plot(x, y, color=INK, linestyle=(0, (4, 3)), linewidth=1, label="chance", zorder=2)
-        power_of_two_axis(ax, [e["difficulty"] for e in evals])
-        unit_axes(ax, title, "difficulty")
-    for ax in axes[::columns_of(len(axes))]:
-        ax.set_ylabel("accuracy")
+        power_of_two_axis(ax, [d for row in rows for d in row["chance"]])
+        unit_axes(ax, title)
+    outer_labels(axes, columns, "difficulty", "accuracy")
     caption_below(figure, results)
     legend_above(figure, axes, extra=["best run", "chance"])
     return figure
 
 
 def pass_rate_figure(results):
-    """The share of seeds that pass, with Wilson's intervals; series beside each other, so that none hides another."""
-    rows = [r for r in accuracy_table(results) if r["evidence"]]
-    if not any(r["seeds"] > 1 for r in rows):
+    """The share of seeds that pass, with Wilson's intervals; variants beside each other, so that none hides another."""
+    found, columns = evidence_panels(results)
+    if not any(row["seeds"] > 1 for rows in found.values() for row in rows):
         return None
     setup_matplotlib()
     styles = style(results)
-    grouped = panels(results)
-    figure, axes = grid_of(len(grouped))
-    for ax, (title, evals) in zip(axes, grouped.items()):
-        shown = [r for r in rows if r["task"] == title]
-        for i, row in enumerate(shown):
-            colour, marker = styles[row["series"]]
-            beside = 2 ** (min(0.13, 0.8 / len(shown)) * (i - (len(shown) - 1) / 2))
+    figure, axes = grid_of(len(found), columns)
+    for ax, (title, rows) in zip(axes, found.items()):
+        for i, row in enumerate(rows):
+            variant, _ = results.series[row["series"]]
+            colour, marker = styles[variant]
+            beside = 2 ** (min(0.13, 0.8 / len(rows)) * (i - (len(rows) - 1) / 2))
             e = list(row["evidence"].values())
             rate = [x["pass_rate"] for x in e]
-            ax.errorbar([d * beside for d in row["evidence"]], rate, color=colour, marker=marker, label=row["series"],
+            ax.errorbar([d * beside for d in row["evidence"]], rate, color=colour, marker=marker, label=variant,
                         yerr=[[x["pass_rate"] - x["pass_low"] for x in e], [x["pass_high"] - x["pass_rate"] for x in e]],
                         linewidth=0.8, elinewidth=1.2, clip_on=False, zorder=3)
-        power_of_two_axis(ax, [e["difficulty"] for e in evals])
-        unit_axes(ax, title, "difficulty")
-    for ax in axes[::columns_of(len(axes))]:
-        ax.set_ylabel(f"seeds with accuracy of at least {results.bar:g}")
+        power_of_two_axis(ax, [d for row in rows for d in row["chance"]])
+        unit_axes(ax, title)
+    outer_labels(axes, columns, "difficulty", f"share of seeds \u2265 {results.bar:g}")
     caption_below(figure, results)
     legend_above(figure, axes)
     return figure
@@ -178,24 +205,24 @@ def state_figure(results):
     if not grouped or len(set(bytes_of)) < 3:
         return None
     setup_matplotlib()
+    styles = style(results)
     figure, axes = grid_of(len(grouped))
     for ax, (title, evals) in zip(axes, grouped.items()):
         hardest = max(e["difficulty"] for e in evals)
         evals = [e for e in evals if e["difficulty"] == hardest]
-        for i, name in enumerate(variants):
+        for name in variants:
             runs = [(bytes_of[e["cell"]], e["accuracy"]) for e in evals if results.cells[e["cell"]]["variant"] == name]
             runs = [(x, y) for x, y in runs if x > 0 and math.isfinite(y)]
             if not runs:
                 continue
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            colour, marker = styles[name]
             ax.plot(*zip(*runs), marker, color=colour, alpha=0.4, clip_on=False)
             x = sorted({x for x, _ in runs})
             ax.plot(x, [statistics.median(y for at, y in runs if at == one) for one in x], color=colour, marker=marker, label=name,
                     clip_on=False)
         ax.set_xscale("log")
-        unit_axes(ax, f"{title}\ndifficulty {hardest}", "decode state (bytes)")
-    for ax in axes[::columns_of(len(axes))]:
-        ax.set_ylabel("accuracy")
+        unit_axes(ax, f"{title}, difficulty {hardest}")
+    outer_labels(axes, columns_of(len(axes)), "decode state (bytes)", "accuracy")
     caption_below(figure, results)
     legend_above(figure, axes)
     return figure
@@ -237,37 +264,32 @@ def loss_figure(results):
 
     if len(results.series) > MOST_SERIES:
         return loss_of_variants(results)
-    grouped = {}
-    for run in results.losses:
-        name = run["kind"].replace("_", " ") or "training"
-        grouped.setdefault((name, run["case"]), []).append(run)
-    if not grouped:
+    found, columns = facets(results, by_task([{**run, "name": run["kind"] or "training"} for run in results.losses]))
+    if not found:
         return None
-    cases = defaultdict(set)
-    for name, case in grouped:
-        cases[name].add(case)
     setup_matplotlib()
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     styles = style(results)
-    figure, axes = grid_of(len(grouped))
-    for ax, ((name, case), runs) in zip(axes, grouped.items()):
-        unit = 1 / math.log(2) if name == "text" else 1
-        for series in results.series:
+    figure, axes = grid_of(len(found), columns)
+    for ax, (title, runs) in zip(axes, found.items()):
+        text = runs[0]["name"] == "text"
+        unit = 1 / math.log(2) if text else 1
+        for series, (variant, _) in results.series.items():
             curves = [smooth(r["tokens"], r["loss"] * unit) for r in runs if r["series"] == series]
             curves = [c for c in curves if len(c[0])]
             if not curves:
                 continue
-            colour, _ = styles[series]
+            colour, _ = styles[variant]
             low, high = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)
             x = np.geomspace(low, high, 200) if len(curves) > 1 and high > low else curves[0][0]
             y = np.array([np.interp(np.log(x), np.log(c[0]), c[1]) for c in curves])
-            ax.plot(x, y.mean(axis=0), color=colour, label=series, linewidth=1.4, marker="o" if len(x) == 1 else None)
+            ax.plot(x, y.mean(axis=0), color=colour, label=variant, linewidth=1.4, marker="o" if len(x) == 1 else None)
             if len(curves) > 1:
                 ax.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-            if name == "text":
+            if text:
                 held = Cloud((e["tokens"], e["nll"] * unit) for e in results.evals
-                             if e["name"] == "text" and e["series"] == series and e["case"] == case)
+                             if e["name"] == "text" and e["series"] == series and e["case"] == runs[0]["case"])
                 ring = {"linestyle": "none", "marker": "o", "markerfacecolor": "white", "markeredgewidth": 1.2, "zorder": 4}
                 ax.plot(held.x, held.mean, color=colour, **ring)
                 ax.plot([], [], color=INK, label="held out", **ring)
@@ -278,9 +300,10 @@ def loss_figure(results):
         elif shown:
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_title(name if len(cases[name]) == 1 else f"{name}, {case}")
+        name_panel(ax, title)
+        ax.set_ylabel("bits per byte" if text else "loss (nats per label)")
+    for ax in axes[-columns:]:
         ax.set_xlabel("tokens")
-        ax.set_ylabel("bits per byte" if name == "text" else "loss (nats per label)")
     caption_below(figure, results)
     legend_above(figure, axes, extra=["held out"])
     return figure

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_DATA, EXIT_INTERRUPTED = 3, 130
@@ -33,13 +34,10 @@ class Results:
         self.axes = []
         self.cells = []             # dicts: the columns of /cells; of a run without a sweep variant case state
         self.not_done = []          # dicts: series case seed state
-        self.series = []  # names, in the order of the sweep file
+        self.series = {}     # name -> (variant, setting): variants in the order of the sweep file, settings in theirs
+        self.settings = [""]  # of the axes that split a variant, numbers rising
         self.evals = []   # dicts: cell series case seed step tokens name difficulty accuracy nll labels chance
         self.losses = []  # dicts: cell series case seed tokens (array) loss (array) kind ("text" or the task)
-
-    def add_series(self, name):
-        if name not in self.series:
-            self.series.append(name)
 
 
 def text(value):
@@ -100,6 +98,12 @@ def short(value):
     return text(value)
 
 
+def in_order(values):
+    """Distinct values of an axis: numbers rise, others stay as they come."""
+    distinct = list(dict.fromkeys(values.tolist()))
+    return sorted(distinct) if values.dtype.kind in "iuf" else distinct
+
+
 def read_sweep(path, results):
     import numpy as np
 
@@ -126,18 +130,22 @@ def read_sweep(path, results):
     several = [a for a in axes if a != "seed" and any(len(v) > 1 for (axis, _, _), v in values.items() if axis == a)]
     split = [a for a in several if a not in results.best_over]
     results.best_over = [a for a in results.best_over if a in several]
-    keys = []
+    places = {axis: {v: i for i, v in enumerate(in_order(cells[axis]))} for axis in split}
+    variants = list(dict.fromkeys(cells["variant"]))
+    keys, order = [], {}
     for i in range(len(cells["cell"])):
-        name = text(cells["variant"][i])
-        for axis in split:
-            name += f" {axis.rsplit('.', 1)[-1]}={short(cells[axis][i])}"
+        variant = text(cells["variant"][i])
+        setting = " ".join(f"{axis.rsplit('.', 1)[-1]}={short(cells[axis][i])}" for axis in split)
+        name = f"{variant} {setting}".strip()
+        order[variants.index(cells["variant"][i]), *(places[axis][cells[axis][i]] for axis in split)] = name, (variant, setting)
         seed = int(cells["seed"][i]) if "seed" in axes else 0
         keys.append({"cell": i, "series": name, "case": text(cells["case"][i]), "seed": seed})
-        results.add_series(name)
         results.cells.append({c: text(v[i]) if isinstance(v[i], bytes) else v[i].item() for c, v in cells.items()})
         state = results.cells[i].setdefault("state", "done")
         if state != "done":
             results.not_done.append({**keys[i], "state": state})
+    results.series = dict(order[place] for place in sorted(order))
+    results.settings = list(dict.fromkeys(order[place][1][1] for place in sorted(order, key=lambda place: place[1:]))) or [""]
 
     kind = {}
     for r in range(len(evals["cell"])):
@@ -218,7 +226,7 @@ def read_run(path, name, seed, results):
         train = table(file, path, "/train", ["tokens", "loss"]) if "train" in file else None
     if train is None and not evals:
         raise StudyError(f"{path}: has neither /train nor /eval yet; wait for the run's first snapshot")
-    results.add_series(name)
+    results.series[name] = (name, "")
     key = {"cell": len(results.cells), "series": name, "case": "", "seed": seed}
     results.cells.append({"variant": name, "case": "", "state": "done"})
     for task, rows in evals.items():
@@ -241,9 +249,16 @@ def pattern_name(pattern):
 
 def read(path, bar=0.99, best_over=(), metric="accuracy"):
     """Results of a sweep.h5, a run.h5, a run directory or a study directory, and the directory that they are in."""
-    try:
+    with one_line(path):
         return read_whole(path, bar, best_over, metric)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py on broken files
+
+
+@contextmanager
+def one_line(path):
+    """What h5py throws at broken files, for the user."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise StudyError(f"{path}: is broken: {str(error).splitlines()[0] if str(error) else error!r}") from None
 
 
@@ -272,25 +287,45 @@ def read_whole(path, bar, best_over, metric):
 
 
 def merge(paths, out):
-    """One file of several sweeps with the same axes, such as more seeds of some sizes; a run that is in two counts once."""
+    """One file of several sweeps with the same axes, such as more seeds of some sizes. A run that is in two counts once, as
+    it is where it is done; runs that differ in nothing that the tables show, and yet in their settings, are refused."""
     import h5py
     import numpy as np
 
-    tables, seen, rows = defaultdict(list), set(), 0
+    files, best = [], {}  # run -> (whether it is not done, file, row)
     for path in paths:
-        with open_h5(path) as file:
+        with one_line(path), open_h5(path) as file:
             attributes = dict(file.attrs)
             axes = [text(a) for a in np.atleast_1d(file.attrs.get("axes", []))]
-            parts = {name: table(file, path, f"/{name}", ["cell"]) for name in ["cells", "eval", "train"]}
-        if path == paths[0]:
-            first = attributes | {"axes": axes}
-        if axes != first["axes"]:
-            raise StudyError(f"{path}: has the axes {', '.join(axes)}, {paths[0]} has {', '.join(first['axes'])}; one study "
-                             "needs the same")
-        runs = parts["cells"]["run_id"]
-        new = [i for i, run in enumerate(runs) if run not in seen]
-        seen.update(runs)
-        place = np.full(len(runs), -1)
+            if path == paths[0]:
+                first = attributes | {"axes": axes}
+            if axes != first["axes"]:
+                raise StudyError(f"{path}: has the axes {', '.join(axes)}, {paths[0]} has {', '.join(first['axes'])}; one "
+                                 "study needs the same")
+            parts = {"cells": table(file, path, "/cells", ["cell", "variant", "case", "run_id", "state", *axes]),
+                     "eval": table(file, path, "/eval", ["cell", "name"]), "train": table(file, path, "/train", ["cell"])}
+        count = len(parts["cells"]["cell"])
+        for name, part in parts.items():
+            if len(part["cell"]) and not 0 <= part["cell"].min() <= part["cell"].max() < count:
+                raise StudyError(f"{path}: /{name} names a cell that /cells, with {count} rows, does not have")
+        for i, run in enumerate(parts["cells"]["run_id"]):
+            here = parts["cells"]["state"][i] != b"done", len(files), i
+            if run not in best or here[0] < best[run][0]:
+                best[run] = here
+        files.append(parts)
+
+    tables, rows, shown = defaultdict(list), 0, {}
+    for f, parts in enumerate(files):
+        cells = parts["cells"]
+        new = [i for i, run in enumerate(cells["run_id"]) if best[run][1] == f]
+        for i in new:
+            names = frozenset(parts["eval"]["name"][parts["eval"]["cell"] == i])
+            cell = [cells[c][i] for c in ["variant", "case", *first["axes"]]]
+            other = shown.setdefault((*cell, names), f)
+            if names and other != f:
+                raise StudyError(f"{paths[f]}: its run of {' '.join(filter(None, map(short, cell)))} has other settings than that "
+                                 f"of {paths[other]}; collect both from one sweep file, or call the case of one otherwise")
+        place = np.full(len(cells["cell"]), -1)
         place[new] = rows + np.arange(len(new))
         rows += len(new)
         for name, part in parts.items():

@@ -402,11 +402,14 @@ std::string ToToml(const Setting::Value& value) {
   return std::visit([](const auto& v) { return Text(v); }, value);
 }
 
+bool IsAbsent(const ConfigField& field) { return field.absent == ToToml(field); }
+
 std::string WriteToml(const std::vector<ConfigField>& fields,
                       const std::map<std::string, std::string>* origins) {
   std::vector<std::pair<std::string, std::string>> sections = {
       {"", ""}};  // prefix, lines; root keys come first
   for (const ConfigField& field : fields) {
+    if (IsAbsent(field)) continue;
     const size_t dot = field.path.rfind('.');
     const std::string prefix = dot == std::string::npos ? "" : field.path.substr(0, dot);
     auto section = std::find_if(sections.begin(), sections.end(),
@@ -455,8 +458,7 @@ std::string HelpText(const std::vector<ConfigField>& fields) {
 std::string HashOf(const std::vector<ConfigField>& fields) {
   std::vector<std::string> lines;
   for (const ConfigField& field : fields) {
-    const std::string value = ToToml(field);
-    if (field.absent != value) lines.push_back(TomlKey(field.path) + " = " + value + "\n");
+    if (!IsAbsent(field)) lines.push_back(TomlKey(field.path) + " = " + ToToml(field) + "\n");
   }
   std::sort(lines.begin(), lines.end());
   const std::string all = fmt::format("{}", fmt::join(lines, ""));

@@ -55,8 +55,8 @@ class ConfigVisitor {
            std::vector<std::string> choices) {
     Add(name, &value, help, {}, std::move(choices));
   }
-  // A key that came when runs had their names already. With the value `absent`, in TOML, it is no
-  // part of a hash: runs from before, which were so, keep their names.
+  // A key that came when runs had their names already. With the value `absent`, in TOML, it is part
+  // of no hash and is not written: runs from before, which were so, are those of now.
   template <class T>
   void LaterKey(std::string_view name, T& value, std::string_view absent, std::string_view help,
                 Range range) {
@@ -126,15 +126,18 @@ std::string ToToml(const ConfigField& field);
 Setting::Value ValueOf(const ConfigField& field);
 std::string ToToml(const Setting::Value& value);
 
-// A TOML document with one [section] per prefix; with `origins`, each line ends in "# from
-// <origin>".
+// See ConfigVisitor::LaterKey.
+bool IsAbsent(const ConfigField& field);
+
+// A TOML document with one [section] per prefix, without absent keys; with `origins`, each line
+// ends in "# from <origin>".
 std::string WriteToml(const std::vector<ConfigField>& fields,
                       const std::map<std::string, std::string>* origins = nullptr);
 // key = default   help (range or choices), one line each.
 std::string HelpText(const std::vector<ConfigField>& fields);
 
 // 12 hex digits of a hash (XXH3 128 bits) of the canonical "path = value" lines, sorted by path,
-// without those of ConfigVisitor::LaterKey that are absent.
+// without absent keys.
 std::string HashOf(const std::vector<ConfigField>& fields);
 
 }  // namespace weft

@@ -17,6 +17,7 @@ namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
+using Numbers = std::vector<double>;
 using Texts = std::vector<std::string>;
 
 class Paper : public testing::Test {
@@ -39,7 +40,7 @@ class Paper : public testing::Test {
     for (const std::string& part : parts)
       EXPECT_NE(r.output.find(part), std::string::npos) << part << " in: " << r.output;
   }
-  // What the pages show, without spaces: the strings of the PDF's own content streams.
+  // What the pages show, without spaces, dashes as {: the strings of the PDF's own content streams.
   std::string Pages() const {
     const ShellResult r = Shell(folder_.path(), R"sh(/usr/bin/python3 - <<'PYTHON'
 import re, zlib
@@ -101,9 +102,9 @@ PYTHON)sh");
                {"residual_percent", residual}});
   }
   static void AddEval(TableRows& eval, int64_t i, int64_t tokens, const std::string& name,
-                      int64_t difficulty, double accuracy, double nll) {
+                      int64_t difficulty, double accuracy, double nll, int64_t step = 1) {
     eval.Add({{"cell", i},
-              {"step", 1},
+              {"step", step},
               {"tokens", tokens},
               {"decayed", 1},
               {"name", name},
@@ -162,7 +163,84 @@ PYTHON)sh");
         }
       }
     }
-    Write(name, cells, eval, train, {"seed"}, "[axes]\nseed = [0]\n", "");
+    Write(name, cells, eval, train, {"seed"},
+          "[variants]\n"
+          "transformer = { ladder.lr_factor = 0.125 }\n"
+          "hybrid = { ladder.lr_factor = 0.375 }\n"
+          "[cases]\nsmall = { model.d_model = 64 }\nlarge = { model.d_model = 128 }\n"
+          "[axes]\nseed = [0]\n",
+          "[ladder]\nlr_factor = 0.75\n");
+  }
+
+  // What a run of a search measured last, at a factor on the learning rate.
+  struct Rate {
+    std::string variant, size;
+    double factor;
+    Numbers losses;  // of its evaluations
+    int64_t seed = 0;
+    std::string state = "done";
+  };
+  void WriteRates(const std::vector<Rate>& rates) const {
+    TableRows cells("/cells"), eval("/eval"), train("/train");
+    for (size_t i = 0; i < rates.size(); ++i) {
+      const Rate& r = rates[i];
+      const auto cell = static_cast<int64_t>(i);
+      cells.Add({{"cell", cell},
+                 {"variant", r.variant},
+                 {"case", r.size},
+                 {"ladder.lr_factor", r.factor},
+                 {"seed", r.seed},
+                 {"run_id", Cat("run", i)},
+                 {"state", r.state},
+                 {"parameters", 1000},
+                 {"tokens", 1000},
+                 {"seconds", 36.0}});
+      for (size_t step = 0; step < r.losses.size(); ++step)
+        AddEval(eval, cell, 1000, "text", 0, 0.5, r.losses[step], static_cast<int64_t>(step));
+      train.Add({{"cell", cell}, {"step", 1}, {"tokens", 1000}, {"loss", 1.0}});
+    }
+    Write("ladder_lr.h5", cells, eval, train, {"ladder.lr_factor", "seed"},
+          "[axes]\nladder.lr_factor = [0.25]\n", "");
+  }
+
+  // Words of n elements by depth, three seeds of each: one layer has the accuracies `shallow`,
+  // deeper ones chance.
+  void WriteGroups(const Texts& groups, const Texts& variants, const std::vector<Numbers>& shallow,
+                   const std::string& name = "parity_and_groups.h5") const {
+    TableRows cells("/cells"), eval("/eval"), train("/train");
+    int64_t i = 0;
+    for (const std::string& v : variants) {
+      for (const std::string& group : groups) {
+        for (const int64_t layers : {2, 1, 4}) {
+          for (int64_t seed = 0; seed < 3; ++seed, ++i) {
+            const Numbers& found = shallow[static_cast<size_t>(seed)];
+            const bool diverged = layers == 1 && found.empty();
+            cells.Add({{"cell", i},
+                       {"variant", v},
+                       {"case", group},
+                       {"model.layers", layers},
+                       {"seed", seed},
+                       {"run_id", Cat("run", i)},
+                       {"state", diverged ? "diverged" : "done"},
+                       {"parameters", 1000},
+                       {"tokens", 1000},
+                       {"seconds", 36.0},
+                       {"state_bytes", 4096 * layers}});
+            train.Add({{"cell", i}, {"step", 1}, {"tokens", 1000}, {"loss", 1.0}});
+            if (diverged) continue;
+            for (size_t d = 0; d < shallow.front().size(); ++d)
+              AddEval(eval, i, 1000, "word_problem", 8 << d, layers == 1 ? found[d] : 0.2, 1);
+          }
+        }
+      }
+    }
+    Write(name, cells, eval, train, {"model.layers", "seed"}, "[axes]\nseed = [0]\n", "");
+  }
+  void ExpectLines(const std::string& file, const Texts& lines) const {
+    const std::string text = Slurp(folder_ / ("out/" + file));
+    for (const std::string& line : lines)
+      EXPECT_NE(("\n" + text).find("\n" + line + "\n"), std::string::npos)
+          << line << " in " << file << ": " << text;
   }
 
   void CopyText() const { fs::copy(WEFT_SOURCE_DIR "/paper", folder_ / "text"); }
@@ -186,7 +264,7 @@ TEST_F(Paper, NumbersFollowTheData) {
   ExpectShown({".97(.97", ".97(1.00)", "777", "128/128(128)", "12runs", "seedsofeach:2", "amachine",
                "abc123", "6of18cellsarenotdone:6queued", "wesearchedisnothing"});
   ExpectShown(
-      {"thesizeofthedecodestate", "Thereare4runsof", "hybridnegative128/1281282/2[.34,1.00]"});
+      {"thesizeofthedecodestate", "Thereare4runsof", "hybridnegative{128/1281282/2[.34,1.00]"});
   EXPECT_EQ(Pages().find("needfewertokens"), std::string::npos) << "a section without data";
 
   WriteTables(0.5);
@@ -217,6 +295,160 @@ TEST_F(Paper, MoreSeedsMayBeInAFileOfTheirOwn) {
   ASSERT_EQ(Build().code, 0);
   // Of 5 variants 4 sizes and 2 more seeds of 2 sizes: runs that both files have count once.
   ExpectShown({"Thereare40runs(seedsofeachsize:1to3)", "160points", "afactorof1.37[1.37,1.37]"});
+}
+
+// What is done stands where a file from before has it under way; other settings are no other seed.
+TEST_F(Paper, OfRunsInTwoFilesTheDoneOneCountsAndOtherSettingsAreRefused) {
+  const std::string name = "data/parity_and_groups", first = name + ".h5", second = name + "_2.h5";
+  const auto write = [&](const std::string& file, const std::string& id, const std::string& state,
+                         double accuracy, int64_t cell = 0) {
+    TableRows cells("/cells"), eval("/eval"), train("/train");
+    cells.Add({{"cell", 0},
+               {"variant", "hybrid"},
+               {"case", "s3"},
+               {"seed", 0},
+               {"run_id", id},
+               {"state", state},
+               {"parameters", 1000},
+               {"tokens", 1000},
+               {"seconds", 36.0},
+               {"state_bytes", 4096}});
+    AddEval(eval, cell, 1000, "word_problem", 8, accuracy, 1);
+    train.Add({{"cell", 0}, {"step", 1}, {"tokens", 1000}, {"loss", 1.0}});
+    Write(file.substr(5), cells, eval, train, {"seed"}, "[axes]\nseed = [0]\n", "");
+  };
+  CopyText();
+  write(first, "one", "stopped", 0.5);
+  write(second, "one", "done", 1);
+  ShellResult r = Build();
+  ASSERT_EQ(r.code, 0) << r.output;
+  ExpectLines("groups-evidence.tex",
+              {R"(hybrid & 4.1k & 8 / 8 & 8 & 1/1 [.21, 1.00] & 1.00 (1.00--1.00) & 1.00 \\)"});
+  ExpectLines("numbers.tex",
+              {R"(\setnumber{groups/runs}{1})", R"(\setnumber{groups/unfinished}{})"});
+  write(first, "two", "done", 0.5);
+  ExpectRefused({second + ": its run of hybrid s3 0 has other settings than that of " + first});
+  write(second, "two", "done", 1, 7);
+  ExpectRefused({second + ": /eval names a cell that /cells, with 1 rows, does not have"});
+  fs::copy_file(folder_ / first, folder_ / (name + "_3.h5"));
+  WriteH5(folder_ / second, {{"/cells", {{"cell", "1", std::vector<int64_t>{0}}}}},
+          {{"/", {{"format", std::string("weft-sweep")}, {"axes", Texts{"seed"}}}}});
+  ExpectRefused({second + ": table /cells has no column variant"});
+  WriteRates({{"hybrid", "", 0.5, {1}}});
+  fs::rename(folder_ / "data/ladder_lr.h5", folder_ / second);
+  ExpectRefused({second + ": has the axes ladder.lr_factor, seed, " + first + " has seed"});
+}
+
+// Means of the last losses over the seeds of what is done; the best factor is of those that every
+// size has tried.
+TEST_F(Paper, RatesAreShownByFactorWithTheLeastInBold) {
+  CopyText();
+  WriteLadder(1.37);
+  WriteRates({{"transformer", "small", 0.5, {0.5, 1.39}, 0},
+              {"transformer", "small", 0.5, {0.5, 1.41}, 1},
+              {"transformer", "small", 0.25, {1.5}},
+              {"transformer", "small", 1, {1.3}},
+              {"transformer", "large", 0.25, {1.2}},
+              {"transformer", "large", 0.5, {1.35}},
+              {"transformer", "large", 0.25, {0.1}, 1, "stopped"},
+              {"hybrid", "small", 0.5, {1.25}},
+              {"gated_delta", "small", 0.25, {1.5}},
+              {"gated_delta", "large", 0.25, {1.5}}});
+  const ShellResult r = Build();
+  ASSERT_EQ(r.code, 0) << r.output;
+  const std::string text = Slurp(folder_ / "out/rates-losses.tex");
+  EXPECT_NE(text.find(R"( & 0.250 & 0.500 & 1.00 \\
+\hline
+\multicolumn{4}{l}{\emph{small}} \\*
+transformer & 1.500 & 1.400 & \textbf{1.300} \\
+hybrid & -- & \textbf{1.250} & -- \\
+gated delta & \textbf{1.500} & -- & -- \\
+\hline
+\multicolumn{4}{l}{\emph{large}} \\*
+transformer & \textbf{1.200} & 1.350 & -- \\
+hybrid & -- & -- & -- \\
+gated delta & \textbf{1.500} & -- & -- \\
+)"),
+            std::string::npos)
+      << text;
+  // Of the search, and of the ladder: its variants' own, or its base config's.
+  ExpectLines("numbers.tex",
+              {R"(\setnumber{rates/sizes}{2})", R"(\setnumber{rates/transformer}{0.250})",
+               R"(\setnumber{rates/hybrid}{--})", R"(\setnumber{rates/runs}{9})",
+               R"(\setnumber{ladder/transformer/lr-factor}{0.125})",
+               R"(\setnumber{ladder/hybrid/lr-factor}{0.375})",
+               R"(\setnumber{ladder/gated_delta/lr-factor}{0.750})"});
+  ExpectShown({"times0.125forthetransformer,0.750forthegateddeltanetworkand0.375forthehybrid",
+               "0.250,0.250and{(Table"});
+}
+
+// With twice the tokens' worth from each, the line through the losses L(32e8) after 16e8 tokens and
+// L(128e8) after 64e8 has the reference's last, L(64e8), where 1/(1 + 2^-0.28) of the logarithm of
+// their ratio is gone. Losses differ by 410 (2^-0.28 - 1) D^-0.28.
+TEST_F(Paper, TokensToParityAndDifferencesAreReadOffTheLosses) {
+  CopyText();
+  WriteLadder(2, 3);
+  const ShellResult r = Build();
+  ASSERT_EQ(r.code, 0) << r.output;
+  const double u = std::pow(2, -0.28);
+  const auto share = static_cast<int64_t>(std::round(1000 * std::pow(4, 1 / (1 + u)) / 4));
+  const std::string cell = Cat(share / 10, ".", share % 10),
+                    interval = Cat(" & ", cell, R"( \% [)", cell, ", ", cell, "]");
+  ExpectLines("ladder-parity.tex",
+              {Cat("hybrid equal", interval, interval, interval, interval, R"( \\)")});
+  Numbers gaps;
+  for (const double d : {1e8, 4e8, 16e8, 64e8})
+    gaps.push_back(1000 * 410 * (1 - u) * std::pow(d, -0.28));
+  const auto less = [](double x) { return Cat("$-$", static_cast<int64_t>(std::round(x))); };
+  const std::string gap = Cat(" & ", less((gaps[0] + gaps[1] + gaps[2] + gaps[3]) / 4), " (",
+                              less(gaps.front()), " to ", less(gaps.back()), ")");
+  ExpectLines(
+      "ladder-differences.tex",
+      {Cat("hybrid equal", gap, gap, gap, gap, R"( \\)"),
+       R"(hybrid & 0.0 (0.0 to 0.0) & 0.0 (0.0 to 0.0) & 0.0 (0.0 to 0.0) & 0.0 (0.0 to 0.0) \\)"});
+  // Half as much from each never gets there.
+  WriteLadder(0.5);
+  ASSERT_EQ(Build().code, 0);
+  ExpectLines("ladder-parity.tex", {R"(hybrid equal & -- & -- & -- & -- \\)"});
+}
+
+TEST_F(Paper, GroupsAreShownByDepthOnAsManyPagesAsTheyNeed) {
+  CopyText();
+  const Texts variants = {"transformer", "gated_delta_negative", "gated_delta_positive"};
+  WriteGroups({"z2", "s3", "a5", "s5", "s5_swaps", "z3", "z5"}, variants,
+              {{1, 0.995, 1}, {0.99, 0.98, 0.75}, {}});
+  WriteGroups({"lists"}, {"hybrid"}, {{1, 1}, {1, 1}, {1, 0.5}}, "recall_lengths.h5");
+  const ShellResult r = Build();
+  ASSERT_EQ(r.code, 0) << r.output;
+  // Of three seeds one diverged: at 32 one passes, and (1 + 0.75)/2 is the median of the others.
+  const std::string text = Slurp(folder_ / "out/groups-evidence.tex");
+  EXPECT_NE(text.find(R"(\multicolumn{7}{l}{\emph{word problem, s3}} \\*
+transformer, layers=1 & 4.1k & 8 / 32 & 32 & 1/3 [.06, .79] & .88 (.75--1.00) & 1.00 \\
+transformer, layers=2 & 8.19k & none / none & 32 & 0/3 [.00, .56] & .20 (.20--.20) & .20 \\
+transformer, layers=4 & 16.4k & none / none & 32 & 0/3 [.00, .56] & .20 (.20--.20) & .20 \\
+gated delta negative, layers=1 & 4.1k & )"),
+            std::string::npos)
+      << text;
+  ExpectLines("numbers.tex", {R"(\setnumber{groups/seeds}{2 to 3})",
+                              R"(\setnumber{groups/runs}{168})", R"(\setnumber{lengths/runs}{9})"});
+  ExpectLines(
+      "lengths-evidence.tex",
+      {R"(hybrid, layers=1 & 4.1k & 16 / 16 & 16 & 2/3 [.21, .94] & 1.00 (.50--1.00) & 1.00 \\)"});
+  const std::string log = Slurp(folder_ / "out/weft.log");
+  for (const char* cut : {"Float too large for page", "Overfull", "multiply"})
+    EXPECT_EQ(log.find(cut), std::string::npos) << log.substr(log.find(cut), 200);
+  ExpectShown({"Liststhatteachrecall", "gateddeltapositive,layers=4"});
+}
+
+TEST_F(Paper, TheBarIsShownInFullAndSharesWithoutTheirZero) {
+  CopyText();
+  WriteGroups({"lists"}, {"hybrid"}, {{1}, {0.5}, {0.995}}, "recall_lengths.h5");
+  const ShellResult r = Build("--text text --pass 0.996");
+  ASSERT_EQ(r.code, 0) << r.output;
+  ExpectLines(
+      "lengths-evidence.tex",
+      {R"(hybrid, layers=1 & 4.1k & none / 8 & 8 & 1/3 [.06, .79] & .99 (.50--1.00) & 1.00 \\)"});
+  ExpectLines("numbers.tex", {R"(\setnumber{lengths/pass}{0.996})"});
 }
 
 TEST_F(Paper, ANumberTypedByHandIsRefused) {
@@ -250,9 +482,19 @@ TEST_F(Paper, WhatTheDataDoNotGiveIsRefusedByName) {
   CopyText();
   Append("tables.tex", "\\figurefile{tables-gone}{}\n");
   ExpectRefused({"LaTeX: ", "tables-gone", "out/weft.log"});
+  fs::remove_all(folder_ / "data");
+  WriteGroups({"s3"}, {"hybrid"}, {{1}, {1}, {1}}, "olmo_hybrid_tables.h5");
+  ExpectRefused(
+      {"data/olmo_hybrid_tables.h5: has results of word problem, "
+       "expected some of state_tracking, recall, state_based_recall"});
+  fs::remove_all(folder_ / "data");
+  WriteLadder(1);
+  fs::rename(folder_ / "data/ladder_mini.h5", folder_ / "data/mqar.h5");
+  ExpectRefused({"data/mqar.h5: has no evaluation of a task"});
   Spill(folder_ / "data/quickstart.h5", "");
   ExpectRefused({"data/quickstart.h5: belongs to no study of the paper"});
   fs::remove(folder_ / "data/quickstart.h5");
+  fs::remove(folder_ / "data/mqar.h5");
   Spill(folder_ / "data/ladder_mini.h5", "not HDF5");
   ExpectRefused({"data/ladder_mini.h5: cannot be read as HDF5"});
 }

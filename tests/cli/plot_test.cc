@@ -322,6 +322,31 @@ TEST_F(PlotTest, EveryValueOfASearchedAxisIsShown) {
   EXPECT_EQ(rows[1]["evidence"]["8"]["passed"], 1);
 }
 
+TEST_F(PlotTest, EachValueOfAnAxisHasAPanelInWhichAVariantKeepsItsColour) {
+  WriteRecall("sweep.h5", {{"rnn", 0.01, 0, {1, 0.5}},
+                           {"attention", 0.01, 0, {0.5, 0.25}},
+                           {"rnn", 0.001, 0, {1, 1}},
+                           {"attention", 0.001, 0, {0.25, 0.25}}});
+  const Json rows = Json::parse(Call("sweep.h5 --json").out)["accuracy"];
+  Texts names;
+  for (const Json& row : rows) names.push_back(row["series"]);
+  EXPECT_EQ(names,
+            (Texts{"rnn lr=0.001", "rnn lr=0.01", "attention lr=0.001", "attention lr=0.01"}));
+  for (const char* figure : {"accuracy", "loss"}) {
+    const std::string svg = ReadFile(root_ + "/" + figure + ".svg");
+    ExpectImages(".", figure, {"recall, lr=0.001", "recall, lr=0.01", "rnn", "attention"});
+    EXPECT_LT(svg.find("recall, lr=0.001"), svg.find("recall, lr=0.01<"));
+    // A line in each of two panels and one in the legend.
+    for (const char* colour : {"#0072b2", "#d55e00"}) {
+      const std::string stroke = Cat("fill: none; stroke: ", colour);
+      int lines = 0;
+      for (size_t at = 0; (at = svg.find(stroke, at)) != svg.npos; ++at) ++lines;
+      EXPECT_EQ(lines, 3) << figure << colour;
+    }
+    EXPECT_EQ(svg.find("#009e73"), svg.npos) << "no third colour";
+  }
+}
+
 TEST_F(PlotTest, TheBestOverAnAxisIsChosenPerSeedAndSaysSo) {
   WriteSearch("sweep.h5");
   EXPECT_EQ(
@@ -370,6 +395,12 @@ TEST_F(PlotTest, ADivergedSeedDidNotPassAndAQueuedOneDoesNotCount) {
                                               "0.250\n" +
                                               kNote +
                                               "3 of 4 cells are not done: 2 diverged, 1 queued.\n");
+  // What a run that is under way has measured so far counts, and is said to.
+  WriteRecall("early.h5", {{"rnn", 0.001, 0, {1, 1}}, {"rnn", 0.001, 1, {0.5, 0.5}, "running"}});
+  const Json early = Json::parse(Call("early.h5 --json").out);
+  EXPECT_EQ(early["accuracy"][0]["evidence"]["8"]["passed"], 1);
+  EXPECT_EQ(early["notes"].back(),
+            "1 of 2 cells are not done: 1 running; of 1 the last evaluation so far counts.");
   // A seed whose other learning rate did well has its result.
   WriteRecall("search.h5", {{"rnn", 0.001, 0, {1, 1}},
                             {"rnn", 0.01, 0, {}, "diverged"},
@@ -431,7 +462,7 @@ TEST_F(PlotTest, AnyFigureGoesIntoTheFileThatWasAskedFor) {
   EXPECT_EQ(svg.code, 0) << svg.err;
   EXPECT_EQ(svg.err, "deep/rate.svg\n");
   const std::string text = ReadFile(root_ + "/deep/rate.svg");
-  for (const char* label : {">rnn<", ">seeds with accuracy of at least 0.99<", ">difficulty<"})
+  for (const char* label : {">rnn<", ">share of seeds \u2265 0.99<", ">difficulty<"})
     EXPECT_NE(text.find(label), std::string::npos) << label;
   EXPECT_EQ(Call("sweep.h5 --figure accuracy -o a.pdf").code, 0);
   EXPECT_TRUE(ReadFile(root_ + "/a.pdf").starts_with("%PDF"));

@@ -126,6 +126,20 @@ TEST(RunDirectory, SameConfigContinuesAndOtherConfigIsRefused) {
   EXPECT_HAS(ErrorOf(ExitCode::kUsage, [&] { RunDirectory::Create(request); }), "is missing");
   EXPECT_TRUE(fs::exists(path + "/journal.jsonl")) << "a refusal must not remove anything";
 
+  // A run goes on with a program that has got a key since, whether or not it was written.
+  int64_t positions = 0;
+  ConfigVisitor later;
+  later.LaterKey("positions", positions, "0", "", {});
+  RunDirectory::Request newer = request;
+  newer.fields.push_back(later.fields().front());
+  for (const char* line : {"", "positions = 0\n"}) {
+    Spill(path + "/resolved.toml", Cat(line, resolved));
+    EXPECT_TRUE(RunDirectory::Create(newer).existed());
+    EXPECT_EQ(RunDirectory::Create(newer).path(), path);
+  }
+  Spill(path + "/resolved.toml", "positions = 8\n" + resolved);
+  EXPECT_HAS(ErrorOf(ExitCode::kUsage, [&] { RunDirectory::Create(newer); }), "positions is 8");
+
   RunDirectory::Request odd = request;
   for (const char* study : {"", "..", "a/b", ".hidden", "a b"}) {
     odd.study = study;

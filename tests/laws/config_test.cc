@@ -311,14 +311,16 @@ TEST(Config, HashIsStableAndDependsOnEveryValueButNotOnOrder) {
 TEST(Config, AKeyThatCameLaterLeavesTheNamesOfRunsWithoutIt) {
   Everything config;
   std::vector<ConfigField> fields = FieldsOf(config);
-  const std::string before = HashOf(fields);
+  const std::string before = HashOf(fields), written = WriteToml(fields);
   int64_t positions = 0;
   ConfigVisitor later;
   later.LaterKey("positions", positions, "0", "", Range{0, 8});
   fields.push_back(later.fields().front());
   EXPECT_EQ(HashOf(fields), before);
+  EXPECT_EQ(WriteToml(fields), written);
   positions = 8;
   EXPECT_NE(HashOf(fields), before);
+  EXPECT_HAS(WriteToml(fields), "positions = 8\n");
   fields.pop_back();
   std::string address = "variable";
   later.LaterKey("address", address, "\"variable\"", "", {"variable", "literal"});
