@@ -33,20 +33,23 @@ struct Tokens {
   int count, vocab;
 
   // -1 where the token is not in the vocabulary.
-  __device__ int operator()(int place) const { return Known(*at(place)); }
-  // N tokens, -1 behind the last. They are dense for N > 1.
+  __device__ int operator()(int place) const {
+    const int v = *at(place);
+    return Knows(v) ? v : -1;
+  }
+  // N tokens, in the vocabulary or not, -1 behind the last. They are dense for N > 1.
   template <int N>
-  __device__ void Read(int place, int (&v)[N]) const {
+  __device__ void Read(int place, int* v) const {
     if (N > 1 && place + N <= count) {
       const auto pack = *reinterpret_cast<const Pack<int32_t, N>*>(at.data + place);
 #pragma unroll
-      for (int i = 0; i < N; ++i) v[i] = Known(pack.at[i]);
+      for (int i = 0; i < N; ++i) v[i] = pack.at[i];
     } else {
 #pragma unroll
-      for (int i = 0; i < N; ++i) v[i] = place + i < count ? (*this)(place + i) : -1;
+      for (int i = 0; i < N; ++i) v[i] = place + i < count ? *at(place + i) : -1;
     }
   }
-  __device__ int Known(int v) const { return v >= 0 && v < vocab ? v : -1; }
+  __device__ bool Knows(int v) const { return v >= 0 && v < vocab; }
 };
 
 // `lanes` threads copy a row, kPacks packs at a time, of kRows rows at a time.
@@ -92,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 6)
 // is frequent, blocks for slices of columns and pieces of the list.
 
 constexpr int kGroupThreads = 1024, kGroupWarps = kGroupThreads / kWarp;
-constexpr int kFewestClasses = 128, kMostClasses = 1024, kMostMembers = 512;
+constexpr int kFewestClasses = 64, kMostClasses = 1024, kMostMembers = 1024;
 constexpr int kFrequent = kWarp;  // a token that stands in more places than this is frequent
 constexpr int kPiece = 256;       // places of a frequent token that one block sums
 
@@ -134,53 +137,90 @@ __device__ int ExclusiveSum(int x, int& total) {
   __syncthreads();
   if (lane == kWarp - 1) sums[warp] = inclusive;
   __syncthreads();
-  int before = 0;
-  total = 0;
+  const int of_warp = lane < kWarps ? sums[lane] : 0;
+  total = __reduce_add_sync(~0u, of_warp);
+  return __reduce_add_sync(~0u, lane < warp ? of_warp : 0) + inclusive - x;
+}
+
+// What the processors that group nothing do meanwhile: of the first rows of dw, one of kZeroedPart
+// parts, they zero those whose tokens stand nowhere.
+constexpr int kZeroedPart = 4;
+struct Zeros {
+  float* dw;
+  int64_t stride;
+  int rows, D;
+};
+template <int N>
+__device__ void SetZeros(const Tokens& tokens, const Zeros& zeros, int* stands, int part,
+                         int parts) {
+  const int begin = static_cast<int>(int64_t{zeros.rows} * part / parts),
+            rows = static_cast<int>(int64_t{zeros.rows} * (part + 1) / parts) - begin;
+  for (int q = threadIdx.x; q < rows; q += kGroupThreads) stands[q] = 0;
+  __syncthreads();
+  constexpr int kAhead = 16;
+  for (int first = threadIdx.x * N; first < tokens.count; first += kGroupThreads * kAhead) {
+    int v[kAhead];
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) before = total;
-    total += sums[w];
+    for (int j = 0; j < kAhead; j += N) tokens.Read<N>(first + j * kGroupThreads, v + j);
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (const unsigned q = v[j] - begin; q < rows) atomicOr(&stands[q], 1);
+    }
   }
-  return before + inclusive - x;
+  __syncthreads();
+  for (int q = threadIdx.x / kWarp; q < rows; q += kGroupWarps) {
+    if (stands[q]) continue;
+    float* const row = zeros.dw + (begin + q) * zeros.stride;
+    for (int d = threadIdx.x % kWarp; d < zeros.D; d += kWarp) row[d] = 0;
+  }
 }
 
 // A block takes one class: frequent tokens are often neighbours and so go to different blocks. Each
-// warp reads its part of all places twice, from caches: it counts, and when it is known where its
-// places begin in the lists, it writes them. Thus the order in a list is always the same.
+// warp looks at its part of all places and counts those of the class; when it is known where they
+// begin in the lists, it writes them. Thus the order in a list is always the same.
 template <int N>
 __global__ void __launch_bounds__(kGroupThreads, 1)
-    Group(const Tokens tokens, int slices, const Groups groups) {
+    Group(const Tokens tokens, int slices, const Groups groups, const Zeros zeros) {
   extern __shared__ int slots[];  // [warps, members]: counts, then the next slot in the list
   const int shift = groups.shift, mask = (1 << shift) - 1, mine = blockIdx.x;
+  if (mine > mask) return SetZeros<N>(tokens, zeros, slots, mine - mask - 1, gridDim.x - mask - 1);
   const int members = (tokens.vocab - mine + mask) >> shift;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   int* slot = slots + warp * members;
   for (int q = lane; q < members; q += kWarp) slot[q] = 0;
   __syncwarp();
 
-  // body(place, v) for the places of this warp, by all its lanes together; v = -1 for none.
-  const auto for_places = [&](auto&& body) {
-    constexpr int kAhead = 4, kStep = kAhead * kWarp * N;
-    const int steps = (tokens.count + kGroupWarps * kStep - 1) / (kGroupWarps * kStep);
-    for (int step = 0; step < steps; ++step) {
-      const int first = (warp * steps + step) * kStep + lane * N;
-      int v[kAhead][N];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) tokens.Read(first + k * kWarp * N, v[k]);
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) body(first + k * kWarp * N, v[k]);
-    }
+  // In a step every lane looks at kWarp places; few are of its class.
+  constexpr int kStep = kWarp * kWarp;
+  const int steps = (tokens.count + kGroupWarps * kStep - 1) / (kGroupWarps * kStep);
+  const auto place_of = [&](int step, int j) {
+    return (warp * steps + step) * kStep + (j / N * kWarp + lane) * N + j % N;
   };
-  const auto is_mine = [&](int v) { return v >= 0 && (v & mask) == mine; };
-
-  int lower = 0, begin;  // places of tokens of lower classes
-  for_places([&](int, const int(&v)[N]) {
+  int lower = 0;  // places whose tokens are of lower classes, in the vocabulary or not
+  // Bit j: place_of(step, j) is of this class.
+  const auto find = [&](int step) {
+    int v[kWarp];
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      lower += v[i] >= 0 && (v[i] & mask) < mine;
-      if (is_mine(v[i])) atomicAdd(&slot[v[i] >> shift], 1);
+    for (int j = 0; j < kWarp; j += N) tokens.Read<N>(place_of(step, j), v + j);
+    unsigned found = 0;
+#pragma unroll
+    for (int j = 0; j < kWarp; ++j) {
+      lower += (v[j] & mask) < mine;
+      if ((v[j] & mask) == mine && tokens.Knows(v[j])) found |= 1u << j;
     }
-  });
+    return found;
+  };
+  const auto first_place = [&](int step, unsigned found) {
+    return place_of(step, __ffs(static_cast<int>(found)) - 1);
+  };
+
+  unsigned found = 0;
+  for (int step = 0; step < steps; ++step) {
+    found = find(step);
+    for (unsigned left = found; left != 0; left &= left - 1)
+      atomicAdd(&slot[*tokens.at(first_place(step, left)) >> shift], 1);
+  }
+  int begin;
   ExclusiveSum<kGroupThreads>(lower, begin);
 
   const int q = threadIdx.x, token = (q << shift) + mine;
@@ -209,25 +249,22 @@ __global__ void __launch_bounds__(kGroupThreads, 1)
   for (int s = 0; s < slices && pieces; ++s) groups.arrived[first_piece * slices + s] = 0;
   __syncthreads();
 
-  for_places([&](int place, const int(&v)[N]) {
-    bool any = false;
-#pragma unroll
-    for (int i = 0; i < N; ++i) any |= is_mine(v[i]);
-    if (!__any_sync(~0u, any)) return;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const unsigned asking = __ballot_sync(~0u, is_mine(v[i]));
-      if (is_mine(v[i])) {
-        int& next = slot[v[i] >> shift];
-        const unsigned peers = __match_any_sync(asking, v[i]);
+  for (int step = 0; step < steps; ++step) {
+    if (steps > 1) found = find(step);
+    for (; __any_sync(~0u, found != 0); found &= found - 1) {
+      const unsigned asking = __ballot_sync(~0u, found != 0);
+      if (found != 0) {
+        const int place = first_place(step, found), v = *tokens.at(place);
+        int& next = slot[v >> shift];
+        const unsigned peers = __match_any_sync(asking, v);
         const int to = next, rank = __popc(peers & ((1u << lane) - 1));
         __syncwarp(asking);
-        groups.places[to + rank] = place + i;
+        groups.places[to + rank] = place;
         if (rank == 0) next = to + __popc(peers);
       }
       __syncwarp();
     }
-  });
+  }
 }
 
 // dw[v, columns of a slice] of one piece of a frequent token: some lanes per row of dy, several
@@ -287,60 +324,41 @@ __device__ void SumPiece(const Groups& groups, const Places<const T>& dy, int in
   if (owns) PutFloat(dw[piece.token * stride + column], all, accumulate);
 }
 
-// The packs of a row from column `begin` on that a lane has.
-constexpr int kRowPacks = 3;
+// dw[v] of a token that is not frequent, by one warp.
 template <class T, int N>
-struct RowPart {
-  Words<T, N> pack[kRowPacks];
-
-  __device__ void Load(const T* row, int begin, int D) {
-#pragma unroll
-    for (int k = 0; k < kRowPacks; ++k) {
-      const int d = begin + (k * kWarp + static_cast<int>(threadIdx.x) % kWarp) * N;
-      pack[k] = d < D ? LoadWords<N>(row + d) : Words<T, N>{};
-    }
-  }
-  __device__ void AddTo(float (&sum)[kRowPacks][N]) const {
-#pragma unroll
-    for (int k = 0; k < kRowPacks; ++k) {
-      float x[N];
-      Unpack(pack[k], x);
-#pragma unroll
-      for (int i = 0; i < N; ++i) sum[k][i] += x[i];
-    }
-  }
-};
-
-// dw[v] of a token that is not frequent, by one warp whose lanes hold one place each. `row` begins
-// the row of the first place.
-template <class T, int N>
-__device__ void SumRow(const Run& run, int held, RowPart<T, N> row, const Places<const T>& dy,
-                       int D, float* dw, bool accumulate) {
-  for (int begin = 0; begin < D; begin += kRowPacks * kWarp * N) {
-    float sum[kRowPacks][N] = {};
+__device__ void SumRow(const Groups& groups, const Run& run, const Places<const T>& dy, int D,
+                       float* dw, bool accumulate) {
+  constexpr int kPacks = 12 / sizeof(T);
+  const int lane = threadIdx.x % kWarp;
+  const int held = lane < run.count ? groups.places[run.begin + lane] : 0;
+  for (int first = 0; first < D; first += kPacks * kWarp * N) {
+    const int begin = first + lane * N;
+    float sum[kPacks][N] = {};
     for (int j = 0; j < run.count; ++j) {
-      if (begin + j > 0) row.Load(dy(__shfl_sync(~0u, held, j)), begin, D);
-      row.AddTo(sum);
+      const T* const row = dy(__shfl_sync(~0u, held, j));
+      Words<T, N> pack[kPacks] = {};
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        if (const int d = begin + k * kWarp * N; d < D) pack[k] = LoadWords<N>(row + d);
+      }
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        float x[N];
+        Unpack(pack[k], x);
+#pragma unroll
+        for (int i = 0; i < N; ++i) sum[k][i] += x[i];
+      }
     }
 #pragma unroll
-    for (int k = 0; k < kRowPacks; ++k) {
-      const int d = begin + (k * kWarp + static_cast<int>(threadIdx.x) % kWarp) * N;
-      if (d >= D) break;
-      constexpr int kN = N < kPack<float> ? N : kPack<float>;
-#pragma unroll
-      for (int i = 0; i < N; i += kN) {
-        float part[kN];
-#pragma unroll
-        for (int j = 0; j < kN; ++j) part[j] = sum[k][i + j];
-        PutPack(part, dw + d + i, accumulate);
-      }
+    for (int k = 0; k < kPacks; ++k) {
+      if (const int d = begin + k * kWarp * N; d < D) PutPack(sum[k], dw + d, accumulate);
     }
   }
 }
 
 template <class T, int kSlice>
 __device__ void SumPieces(const Groups& groups, const Places<const T>& dy, int D, float* dw,
-                          int64_t stride, bool accumulate, int blocks) {
+                          int64_t stride, bool accumulate, int block, int blocks) {
   __shared__ int pieces_before[kMostClasses];
   const int classes = 1 << groups.shift, each = (classes + kThreads - 1) / kThreads;
   int pieces = 0, total;
@@ -353,7 +371,7 @@ __device__ void SumPieces(const Groups& groups, const Places<const T>& dy, int D
   }
   __syncthreads();
   const int slices = (D + kSlice - 1) / kSlice;
-  for (int item = blockIdx.x; item < total * slices; item += blocks) {
+  for (int item = block; item < total * slices; item += blocks) {
     const int piece = item / slices;
     int c = 0;
     for (int half = classes / 2; half > 0; half /= 2)
@@ -363,41 +381,22 @@ __device__ void SumPieces(const Groups& groups, const Places<const T>& dy, int D
   }
 }
 
-// The first blocks share the frequent tokens' pieces, the others the rows.
+// The first blocks have a row per warp, without the first `zeroed` if they are zero; the others
+// share the frequent tokens' pieces.
 template <class T, int N, int kSlice>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     Sum(const Groups groups, const Places<const T> dy, int V, int D, float* dw, int64_t stride,
-        bool accumulate, int for_pieces) {
-  if (blockIdx.x < for_pieces) {
-    return SumPieces<T, kSlice>(groups, dy, D, dw, stride, accumulate, for_pieces);
+        bool accumulate, int zeroed) {
+  const int for_rows = (V + kWarps - 1) / kWarps;
+  if (blockIdx.x >= for_rows) {
+    return SumPieces<T, kSlice>(groups, dy, D, dw, stride, accumulate, blockIdx.x - for_rows,
+                                gridDim.x - for_rows);
   }
-  const int lane = threadIdx.x % kWarp, warps = (gridDim.x - for_pieces) * kWarps;
-  // A warp has rows v, v + warps, .. While it sums one, the run of the third from it, the places of
-  // the second and the first of dy's rows of the next are on their way.
-  const auto run_of = [&](int v) { return v < V ? groups.run[v] : Run{}; };
-  const auto held_of = [&](const Run& run) {
-    return lane < run.count && run.count <= kFrequent ? groups.places[run.begin + lane] : 0;
-  };
-  const auto first_of = [&](const Run& run, int held) {
-    RowPart<T, N> row = {};
-    const int place = __shfl_sync(~0u, held, 0);
-    if (run.count > 0 && run.count <= kFrequent) row.Load(dy(place), 0, D);
-    return row;
-  };
-  int v = (blockIdx.x - for_pieces) * kWarps + threadIdx.x / kWarp;
-  Run run[3] = {run_of(v), run_of(v + warps), run_of(v + 2 * warps)};
-  int held[2] = {held_of(run[0]), held_of(run[1])};
-  RowPart<T, N> row = first_of(run[0], held[0]);
-  for (; v < V; v += warps) {
-    const Run run_after = run_of(v + 3 * warps);
-    const int held_after = held_of(run[2]);
-    const RowPart<T, N> next = first_of(run[1], held[1]);
-    if (run[0].count <= kFrequent && (run[0].count > 0 || !accumulate))
-      SumRow(run[0], held[0], row, dy, D, dw + v * stride, accumulate);
-    run[0] = run[1], run[1] = run[2], run[2] = run_after;
-    held[0] = held[1], held[1] = held_after;
-    row = next;
-  }
+  const int v = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  if (v >= V) return;
+  const Run run = groups.run[v];
+  if (run.count > kFrequent || (run.count == 0 && (accumulate || v < zeroed))) return;
+  SumRow<T, N>(groups, run, dy, D, dw + v * stride, accumulate);
 }
 
 Tokens TokensOf(const EmbeddingFwd& f) {
@@ -428,7 +427,8 @@ void Forward(CudaStream& stream, const EmbeddingFwd& f) {
   packable ? gather.template operator()<kPack<T>>() : gather.template operator()<1>();
 }
 
-// A warp of Sum reads N columns per lane at once; a block with a piece reads slices of 8 packs.
+// A warp of Sum reads N columns per lane at once, and writes as many; a block with a piece reads
+// slices of 8 packs.
 template <class T, int N, int kSlice>
 void Backward(CudaStream& stream, const EmbeddingBwd& b) {
   const Tokens tokens = TokensOf(b.fwd);
@@ -441,13 +441,13 @@ void Backward(CudaStream& stream, const EmbeddingBwd& b) {
         kMostClasses * kMostMembers, " is the most");
 
   const int64_t most_pieces = n / (kFrequent + 1) + 1;
-  constexpr int64_t kPieceInts = sizeof(Piece) / sizeof(int);
-  auto* scratch = static_cast<int*>(
-      stream.Scratch(4 * (2LL * classes + 2LL * V + n + most_pieces * (kPieceInts + slices + D))));
+  constexpr int64_t kPieceInts = sizeof(Piece) / sizeof(int), kRunInts = sizeof(Run) / sizeof(int);
+  auto* scratch = static_cast<int*>(stream.Scratch(
+      4 * (2LL * classes + kRunInts * V + n + most_pieces * (kPieceInts + slices + D))));
   const auto take = [&](int64_t ints) { return std::exchange(scratch, scratch + ints); };
   Groups groups{.shift = shift};
   groups.classes = reinterpret_cast<Class*>(take(2LL * classes));
-  groups.run = reinterpret_cast<Run*>(take(2LL * V));
+  groups.run = reinterpret_cast<Run*>(take(kRunInts * V));
   groups.places = take(n);
   groups.pieces = reinterpret_cast<Piece*>(take(most_pieces * kPieceInts));
   groups.arrived = take(most_pieces * slices);
@@ -456,19 +456,20 @@ void Backward(CudaStream& stream, const EmbeddingBwd& b) {
   const bool packed = tokens.at.dense && reinterpret_cast<uintptr_t>(tokens.at.data) % 16 == 0;
   const auto group = packed ? Group<4> : Group<1>;
   const int slots = kGroupWarps * CeilDiv(V, classes) * 4;
-  CudaCheck(cudaFuncSetAttribute(group, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 kGroupWarps * kMostMembers * 4),
+  CudaCheck(cudaFuncSetAttribute(group, cudaFuncAttributeMaxDynamicSharedMemorySize, slots),
             "embedding");
-  group<<<classes, kGroupThreads, slots, stream.handle()>>>(tokens, slices, groups);
+  const int idle = std::max(0, stream.multiprocessors() - classes),
+            zeroed = b.dw.accumulate || idle == 0 ? 0 : V / kZeroedPart;
+  const Zeros zeros{b.dw.Data<float>(), b.dw.stride(0), zeroed, D};
+  group<<<classes + (zeroed > 0 ? idle : 0), kGroupThreads, slots, stream.handle()>>>(
+      tokens, slices, groups, zeros);
   CheckLaunch("embedding");
 
-  constexpr int kWaves = 8;  // even out multiprocessors
   const int resident = kBlocksPerProcessor * stream.multiprocessors(),
-            for_pieces = static_cast<int>(std::min<int64_t>(most_pieces * slices, resident)),
-            for_rows = std::min(CeilDiv(V, kWarps), kWaves * resident);
-  Sum<T, N, kSlice><<<for_pieces + for_rows, kThreads, 0, stream.handle()>>>(
+            for_pieces = static_cast<int>(std::min<int64_t>(most_pieces * slices, resident));
+  Sum<T, N, kSlice><<<CeilDiv(V, kWarps) + for_pieces, kThreads, 0, stream.handle()>>>(
       groups, Places<const T>(b.dy), V, D, b.dw.Data<float>(), b.dw.stride(0), b.dw.accumulate,
-      for_pieces);
+      zeroed);
   CheckLaunch("embedding");
 }
 
@@ -481,7 +482,8 @@ void Run(CudaStream& stream, const EmbeddingFwd& f) {
 void Run(CudaStream& stream, const EmbeddingBwd& b) {
   DispatchCuda(b.fwd.w.dtype(), [&]<class T>() {
     const bool packable = Packable<T>(b.dy, kPack<T>) && Packable<float>(b.dw, 4);
-    packable ? Backward<T, kPack<T>, 8 * kPack<T>>(stream, b) : Backward<T, 1, 8>(stream, b);
+    // With more columns than a lane can write at once, a warp's writes would have gaps.
+    packable ? Backward<T, kPack<float>, 8 * kPack<T>>(stream, b) : Backward<T, 1, 8>(stream, b);
   });
 }
 

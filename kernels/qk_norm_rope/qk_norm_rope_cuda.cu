@@ -190,7 +190,7 @@ struct PlaceRows {
   }
 };
 
-constexpr int kStages = 4;
+constexpr int kStages = 2;  // of inputs: one at work, one on its way; more on their way are slower
 
 // Batch rows of a place that a team has in registers at once.
 template <int kPairs>

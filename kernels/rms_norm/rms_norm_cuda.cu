@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
   const int lane = threadIdx.x % b.lanes, teams = blockDim.x / b.lanes,
             team = threadIdx.x / b.lanes, D = b.packs * N;
   float* const dw_walked = b.dw + (int64_t{blockIdx.x} * teams + team) * D;
-  Words<T, N> h[kAt], dy[kAt], dx[kAt];
+  Words<T, N> h[kAt], dy[kAt], dsum[kAt];
   float dw[kAt][N] = {};
   if constexpr (kHeld == 0) {
     ForPacks<0>(lane, b.lanes, b.packs, [&](int, int pack, bool) {
@@ -103,12 +103,9 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
       if (!valid) return;  // were all these teams to read one row, they would wait for each other
       h[i] = LoadWords<N>(b.h(r) + pack * N);
       dy[i] = LoadWords<N>(b.dy(r) + pack * N);
+      if (b.dsum) dsum[i] = LoadWords<N>(b.dsum(r) + pack * N);
     };
-    const auto load_dx = [&](int i, int pack, bool) { dx[i] = LoadWords<N>(b.dx(r) + pack * N); };
-    if constexpr (kHeld > 0) {
-      ForPacks<kHeld>(lane, b.lanes, b.packs, load);
-      if (b.add_dx) ForPacks<kHeld>(lane, b.lanes, b.packs, load_dx);
-    }
+    if constexpr (kHeld > 0) ForPacks<kHeld>(lane, b.lanes, b.packs, load);
     const float rstd = b.rstd[r * b.rstd_stride], rstd_or_0 = valid ? rstd : 0;
     float h_at[N], dy_at[N], w[N], dot = 0;
     ForPacks<kHeld>(lane, b.lanes, b.packs, [&](int i, int pack, bool inside) {
@@ -133,10 +130,7 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
     if (!valid) continue;
     ForPacks<kHeld>(lane, b.lanes, b.packs, [&](int i, int pack, bool inside) {
       if (!inside) return;
-      if constexpr (kHeld == 0) {
-        load(i, pack, inside);
-        if (b.add_dx) load_dx(i, pack, inside);
-      }
+      if constexpr (kHeld == 0) load(i, pack, inside);
       Unpack(h[i], h_at);
       Unpack(dy[i], dy_at);
       Load<N>(b.w + pack * N, w);
@@ -144,7 +138,7 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
 #pragma unroll
       for (int k = 0; k < N; ++k) dh[k] = rstd * (dy_at[k] * w[k] - h_at[k] * mean);
       if (b.dsum) {
-        Load<N>(b.dsum(r) + pack * N, other);
+        Unpack(dsum[i], other);
 #pragma unroll
         for (int k = 0; k < N; ++k) dh[k] += other[k];
       }
@@ -153,12 +147,7 @@ __global__ void __launch_bounds__(kMostRowThreads, kHeld == 1 ? 2 : 1)
         for (int k = 0; k < N; ++k) other[k] = b.residual_gets_dy ? dy_at[k] : dh[k];
         PutPack(other, b.dresidual(r) + pack * N, b.add_dresidual);
       }
-      if (b.add_dx) {
-        Unpack(dx[i], other);
-#pragma unroll
-        for (int k = 0; k < N; ++k) dh[k] += other[k];
-      }
-      Store<N>(dh, b.dx(r) + pack * N);
+      PutPack(dh, b.dx(r) + pack * N, b.add_dx);
     });
   }
   if constexpr (kHeld > 0) SumTeams(dw, b.lanes, b.packs, b.dw + int64_t{blockIdx.x} * D);

@@ -149,7 +149,8 @@ __device__ void Convolve(const float (&tap)[kWidth][N], const Ring<N, kWidth>& x
 __device__ float Sigmoid(float z) { return FastReciprocal(1 + FastExp(-z)); }
 
 // Sums over the threads of a group, of several numbers at once, in a fixed order: by shuffles over
-// a power of two of them, by shared memory over the rest. Every thread of the block calls it.
+// a power of two of them, by shared memory over the rest. Every thread of the block calls it;
+// neighbouring warps that hold whole groups wait for each other.
 template <int kNumbers, int kThreads>
 class GroupSum {
  public:
@@ -158,7 +159,9 @@ class GroupSum {
       : folded_(a.folded),
         parts_(threads / a.folded),
         mine_(threadIdx.x % a.folded == 0 ? static_cast<int>(threadIdx.x / a.folded) : -1),
-        first_(threadIdx.x < a.lanes ? threadIdx.x / threads * parts_ : 0) {}
+        first_(threadIdx.x / threads * parts_),
+        barrier_(threadIdx.x / (parts_ * kWarp)),
+        waiting_(min(parts_ * kWarp, blockDim.x - barrier_ * parts_ * kWarp)) {}
 
   __device__ void operator()(float (&x)[kNumbers]) {
 #pragma unroll
@@ -172,19 +175,29 @@ class GroupSum {
     __shared__ Pack<float, kNumbers> sums[2][kThreads];
     buffer_ ^= 1;
     if (mine_ >= 0) Store(x, sums[buffer_][mine_].at);
-    __syncthreads();
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier_), "r"(waiting_) : "memory");
     Load(sums[buffer_][first_].at, x);
-#pragma unroll 2
-    for (int p = 1; p < parts_; ++p) {
-      float part[kNumbers];
-      Load(sums[buffer_][first_ + p].at, part);
+    const auto add = [&](const float(&part)[kNumbers]) {
 #pragma unroll
       for (int k = 0; k < kNumbers; ++k) x[k] += part[k];
+    };
+    float part[2][kNumbers];
+    int p = 1;
+    if (parts_ % 2 == 0) {
+      Load(sums[buffer_][first_ + p++].at, part[0]);
+      add(part[0]);
+    }
+#pragma unroll 1
+    for (; p < parts_; p += 2) {
+      Load(sums[buffer_][first_ + p].at, part[0]);
+      Load(sums[buffer_][first_ + p + 1].at, part[1]);
+      add(part[0]);
+      add(part[1]);
     }
   }
 
  private:
-  int folded_, parts_, mine_, first_, buffer_ = 0;
+  int folded_, parts_, mine_, first_, barrier_, waiting_, buffer_ = 0;
 };
 
 // Blocks take every parts-th run of every sequence; neighbouring blocks share its channels.
@@ -203,9 +216,12 @@ template <class T, class Inputs>
 __device__ void FetchStep(const Arguments<T>& a, const SequenceRows<const T>& rows, int t,
                           const Inputs& inputs, int pack) {
   if (t + kTokens <= a.L) {
-    const T* const first = rows(t);
+    const T* row = rows(t);
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) inputs.Fetch(pack + k, rows.After(first, k));
+    for (int k = 0; k < kTokens; ++k) {
+      inputs.Fetch(pack + k, row);
+      row = rows.After(row, 1);
+    }
   } else {
 #pragma unroll
     for (int k = 0; k < kTokens; ++k)
@@ -354,8 +370,9 @@ __global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
         Convolve<kRow + k>(channels.tap, x, Reach<kDocuments, kPast>(a, b, t + k), s[k]);
       });
       float grad[kTokens][N];
-      for_step([&](int k, int i) { grad[k][i] = 1; });
-      if (a.silu) {
+      if (!a.silu) {
+        for_step([&](int k, int i) { grad[k][i] = 1; });
+      } else {
         for_step([&](int k, int i) {
           const float sigmoid = Sigmoid(s[k][i]);
           s[k][i] *= sigmoid;
@@ -392,7 +409,10 @@ __global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
       };
       for_taps([&](int k, int d, int row) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) dx[row][i] += channels.tap[d][i] * dz[k][i];
+        for (int i = 0; i < N; ++i) {
+          const float term = channels.tap[d][i] * dz[k][i];
+          dx[row][i] = d == 0 ? term : dx[row][i] + term;
+        }
       });
       // Those of the next run belong to its dtap.
       if (t < end) {
@@ -418,11 +438,6 @@ __global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
         });
       }
       for_done([&](T* to, const float(&sum)[N]) { Store(sum, to); });
-#pragma unroll
-      for (int k = 0; k < kTokens; ++k) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) dx[(kRow + k + kSize - kPast) % kSize][i] = 0;
-      }
     });
   }
 #pragma unroll
