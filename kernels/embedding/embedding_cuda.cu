@@ -101,6 +101,7 @@ constexpr int kPiece = 256;       // places of a frequent token that one block s
 
 struct Run {
   int begin, count;  // of places
+  int first;         // place, if there is one
 };
 struct Piece {
   int token, begin, count;
@@ -234,7 +235,6 @@ __global__ void __launch_bounds__(kGroupThreads, 1)
   if (threadIdx.x == 0) groups.classes[mine] = {first_piece, total};
   first_piece += before;
   if (q < members) {
-    groups.run[token] = {begin, count};
     for (int w = 0, next = begin; w < kGroupWarps; ++w) {
       const int counted = slots[w * members + q];
       slots[w * members + q] = next;
@@ -265,6 +265,8 @@ __global__ void __launch_bounds__(kGroupThreads, 1)
       __syncwarp();
     }
   }
+  __syncthreads();
+  if (q < members) groups.run[token] = {begin, count, count > 0 ? groups.places[begin] : 0};
 }
 
 // dw[v, columns of a slice] of one piece of a frequent token: some lanes per row of dy, several
@@ -329,25 +331,45 @@ template <class T, int N>
 __device__ void SumRow(const Groups& groups, const Run& run, const Places<const T>& dy, int D,
                        float* dw, bool accumulate) {
   constexpr int kPacks = 12 / sizeof(T);
+  using Part = Words<T, N>[kPacks];
   const int lane = threadIdx.x % kWarp;
-  const int held = lane < run.count ? groups.places[run.begin + lane] : 0;
+  const int held = run.count > 1 && lane < run.count ? groups.places[run.begin + lane] : run.first;
   for (int first = 0; first < D; first += kPacks * kWarp * N) {
     const int begin = first + lane * N;
-    float sum[kPacks][N] = {};
-    for (int j = 0; j < run.count; ++j) {
-      const T* const row = dy(__shfl_sync(~0u, held, j));
-      Words<T, N> pack[kPacks] = {};
+    const auto load = [&](int place, Part& part) {
+      const T* const row = dy(place);
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
-        if (const int d = begin + k * kWarp * N; d < D) pack[k] = LoadWords<N>(row + d);
+        const int d = begin + k * kWarp * N;
+        part[k] = d < D ? LoadWords<N>(row + d) : Words<T, N>{};
       }
+    };
+    float sum[kPacks][N] = {};
+    const auto add = [&](const Part& part) {
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
         float x[N];
-        Unpack(pack[k], x);
+        Unpack(part[k], x);
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[k][i] += x[i];
       }
+    };
+    Part part;
+    if (run.count > 0) {
+      load(run.first, part);
+      add(part);
+    }
+    int j = 1;
+    for (; j + 1 < run.count; j += 2) {
+      Part other;
+      load(__shfl_sync(~0u, held, j), part);
+      load(__shfl_sync(~0u, held, j + 1), other);
+      add(part);
+      add(other);
+    }
+    if (j < run.count) {
+      load(__shfl_sync(~0u, held, j), part);
+      add(part);
     }
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {

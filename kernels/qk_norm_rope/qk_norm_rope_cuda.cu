@@ -322,30 +322,32 @@ __global__ void __launch_bounds__(kThreads<kPairs>, 2)
     float rstd = 0, mean = 0;
     if constexpr (!kNone) rstd = *rstd_at(unit.b);
     stages.Wait();
-    float g_low[N], g_high[N], x_low[N], x_high[N], w_low[N], w_high[N];
-    const auto load = [&](int i) {
-      stages.template Unpack<T>(kPacks * i, g_low);
-      stages.template Unpack<T>(kPacks * i + 1, g_high);
-      if (shape.rotates) rotation.Turn(-1, g_low, g_high);
-      if constexpr (!kNone) {
-        stages.template Unpack<T>(kPacks * i + 2, x_low);
-        stages.template Unpack<T>(kPacks * i + 3, x_high);
-        const float* const w = a.w + (kFull ? columns.Head(i) * shape.K : 0);
-        Load<N>(w + columns.low, w_low);
-        Load<N>(w + columns.high, w_high);
-      }
+    float g_low[kPairs][N], g_high[kPairs][N], x_low[kPairs][N], x_high[kPairs][N];
+    float w_low[N], w_high[N];
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      stages.template Unpack<T>(kPacks * i, g_low[i]);
+      stages.template Unpack<T>(kPacks * i + 1, g_high[i]);
+      if (shape.rotates) rotation.Turn(-1, g_low[i], g_high[i]);
+    }
+    const auto load_w = [&](int i) {
+      const float* const w = a.w + (kFull ? columns.Head(i) * shape.K : 0);
+      Load<N>(w + columns.low, w_low);
+      Load<N>(w + columns.high, w_high);
     };
     if constexpr (!kNone) {
       float dot = 0;
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
-        load(i);
+        stages.template Unpack<T>(kPacks * i + 2, x_low[i]);
+        stages.template Unpack<T>(kPacks * i + 3, x_high[i]);
+        load_w(i);
         const bool counts = unit.there() && columns.Inside(i);
         const float rstd_or_0 = counts ? rstd : 0;
         float sum = 0;
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-          const float xg_low = x_low[k] * g_low[k], xg_high = x_high[k] * g_high[k];
+          const float xg_low = x_low[i][k] * g_low[i][k], xg_high = x_high[i][k] * g_high[i][k];
           sum += xg_low * w_low[k] + xg_high * w_high[k];
           dw_low[i][k] += xg_low * rstd_or_0;
           dw_high[i][k] += xg_high * rstd_or_0;
@@ -356,18 +358,18 @@ __global__ void __launch_bounds__(kThreads<kPairs>, 2)
     }
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
-      if (kNone || kPairs > 1) load(i);
       if constexpr (!kNone) {
+        if (kPairs > 1) load_w(i);
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-          g_low[k] = rstd * (g_low[k] * w_low[k] - x_low[k] * mean);
-          g_high[k] = rstd * (g_high[k] * w_high[k] - x_high[k] * mean);
+          g_low[i][k] = rstd * (g_low[i][k] * w_low[k] - x_low[i][k] * mean);
+          g_high[i][k] = rstd * (g_high[i][k] * w_high[k] - x_high[i][k] * mean);
         }
       }
       if (!unit.there() || !columns.Inside(i)) continue;
       T* const to = dx(unit.b, columns.Head(i));
-      PutPack(g_low, to + columns.low, a.accumulate);
-      PutPack(g_high, to + columns.high, a.accumulate);
+      PutPack(g_low[i], to + columns.low, a.accumulate);
+      PutPack(g_high[i], to + columns.high, a.accumulate);
     }
   }
   if constexpr (!kNone) {

@@ -87,8 +87,9 @@ struct Channels {
 // where that is known to the compiler. There is room for the tokens that a step computes and those
 // before them that their taps reach.
 constexpr int kTokens = 4;  // of a step
-constexpr int kStages = 4;  // of inputs: the steps that are on their way, and one
-template <class T, int N>
+// Of inputs: the steps that are on their way, and one. More would be slower.
+constexpr int kForwardStages = 4, kBackwardStages = 2;
+template <class T, int N, int kStages>
 using Inputs = Stages<kStages, sizeof(T) * N>;
 template <int kWidth>
 inline constexpr int kRing = (kWidth - 1 + kTokens - 1) / kTokens* kTokens + kTokens;
@@ -247,14 +248,14 @@ __global__ void __launch_bounds__(kMaxThreads<N>) Forward(const __grid_constant_
     const SequenceRows<float> rstd_at(a.rstd, b, channels.group);
     Ring<N, kWidth> x;
     LoadPast<N, kWidth>(a, b, begin, c, x);
-    Inputs<T, N> inputs(kTokens);
+    Inputs<T, N, kForwardStages> inputs(kTokens);
     int ahead = begin;
     const auto fetch = [&] {
       if (ahead < end) FetchStep(a, x_at, ahead, inputs, 0);
       inputs.Commit();
       ahead += kTokens;
     };
-    for (int s = 1; s < kStages; ++s) fetch();
+    for (int s = 1; s < kForwardStages; ++s) fetch();
     ForSteps<kWidth>(begin, end, [&]<int kRow>(int t) {
       fetch();
       inputs.Wait();
@@ -326,7 +327,7 @@ __global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
     const SequenceRows<float> rstd_at(a.rstd, b, channels.group);
     Ring<N, kWidth> x, dx = {};
     LoadPast<N, kWidth>(a, b, begin, c, x);
-    Inputs<T, N> inputs(2 * kTokens);
+    Inputs<T, N, kBackwardStages> inputs(2 * kTokens);
     int ahead = begin;
     const auto fetch = [&] {
       if (ahead < end + kPast) {
@@ -336,7 +337,7 @@ __global__ void __maxnreg__((kBackwardRegisters<N, kWidth>))
       inputs.Commit();
       ahead += kTokens;
     };
-    for (int s = 1; s < kStages; ++s) fetch();
+    for (int s = 1; s < kBackwardStages; ++s) fetch();
     float rstd_ahead[kTokens];
     const auto fetch_rstd = [&](int t) {
 #pragma unroll
@@ -589,7 +590,7 @@ void Run(CudaStream& stream, const ShortConvFwd& f) {
     Blocks blocks;
     Arguments<T> a = ArgumentsOf<N, T>(f, /*warps=*/2, blocks);
     const auto kernel = Forward<T, N, kWidth, kDocuments>;
-    const int64_t shared = Inputs<T, N>::Bytes(kTokens, blocks.threads);
+    const int64_t shared = Inputs<T, N, kForwardStages>::Bytes(kTokens, blocks.threads);
     const int parts = PartsFor<kWidth>(stream, kernel, a, blocks.threads, shared, /*waves=*/6, 0);
     kernel<<<parts * a.across, blocks.threads, shared, stream.handle()>>>(a);
     if (!f.history_out.defined()) return;
@@ -607,7 +608,7 @@ void Run(CudaStream& stream, const ShortConvBwd& g) {
     a.dx = View3<T>(g.dx.As<T, 3>());
     a.accumulate_dx = g.dx.accumulate;
     const auto kernel = Backward<T, N, kWidth, kDocuments>;
-    const int64_t shared = Inputs<T, N>::Bytes(2 * kTokens, blocks.threads);
+    const int64_t shared = Inputs<T, N, kBackwardStages>::Bytes(2 * kTokens, blocks.threads);
     const int parts =
         PartsFor<kWidth>(stream, kernel, a, blocks.threads, shared, /*waves=*/1, kWidth - 1);
     a.dw = static_cast<float*>(stream.Scratch(int64_t{parts} * a.W * a.C * 4));
