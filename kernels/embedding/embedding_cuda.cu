@@ -165,7 +165,7 @@ __device__ void SetZeros(const Tokens& tokens, const Zeros& zeros, int* stands, 
     for (int j = 0; j < kAhead; j += N) tokens.Read<N>(first + j * kGroupThreads, v + j);
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
-      if (const unsigned q = v[j] - begin; q < rows) atomicOr(&stands[q], 1);
+      if (v[j] >= begin && v[j] < begin + rows) atomicOr(&stands[v[j] - begin], 1);
     }
   }
   __syncthreads();
