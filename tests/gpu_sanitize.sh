@@ -3,6 +3,8 @@
 #   tests/gpu_sanitize.sh [BIN] [LIMIT]   runs every Gpu* suite of the test programs in BIN under each tool, on all GPUs
 # What has not ended after LIMIT seconds (3600) is named and fails. The op laws only launch (WEFT_LAWS=launch); the laws
 # that ask for all of a GPU's memory are left out, since the tools need some. racecheck looks at this project's kernels.
+# initcheck leaves out Gpu_matmul: it does not see what cuBLASLt's kernels for Hopper store, and takes their outputs, which
+# the laws find right, for unwritten.
 #   SANITIZER   compute-sanitizer; at best 2026.1 or later: racecheck of 2025 takes what mbarriers order for races
 #   TOOLS LAWS  which tools, and a filter of GoogleTest's for the laws
 #   JOBS BATCH  so many processes (one per core) with so many laws each (4), all of one suite: they launch the same
@@ -32,6 +34,10 @@ batches() { # filters, of what a program lists
     END { print "" }' | grep '[.]' || true
 }
 
+looks_at() { # tool law
+  [[ $1 != initcheck || $2 != Gpu_matmul.* ]]
+}
+
 batch() { # number tool program filter seconds
   local kernels=()
   [ "$2" = racecheck ] && kernels=(--kernel-name kns=4weft)
@@ -54,6 +60,7 @@ fi
 n=0
 for tool in $tools; do
   while read -r program filter; do
+    looks_at "$tool" "$filter" || continue
     while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-$(nproc)}" ]; do wait -n || true; done
     left=$((limit - SECONDS))
     [ $left -gt 0 ] && batch $n "$tool" "$program" "$filter" $left &
@@ -67,9 +74,10 @@ for tool in $tools; do
   # What a batch without a summary ran does not count.
   grep -l ' SUMMARY: ' "$logs/$tool".*_test.* 2>/dev/null | xargs -r cat >"$logs/$tool.all" || true
   sed -n 's/^\[       OK \] \([^ ]*\) .*/\1/p' "$logs/$tool.all" | sort >"$logs/$tool.held"
-  comm -23 "$logs/laws" "$logs/$tool.held" >"$logs/$tool.not_held"
+  while read -r law; do looks_at "$tool" "$law" && echo "$law" || true; done <"$logs/laws" >"$logs/$tool.laws"
+  comm -23 "$logs/$tool.laws" "$logs/$tool.held" >"$logs/$tool.not_held"
   found=$(sed -n 's/.* SUMMARY: \([0-9]*\) .*/\1/p' "$logs/$tool.all" | awk '{ n += $1 } END { print n + 0 }')
-  echo "$tool: $(wc -l <"$logs/$tool.held") of $(wc -l <"$logs/laws") laws held, $found findings"
+  echo "$tool: $(wc -l <"$logs/$tool.held") of $(wc -l <"$logs/$tool.laws") laws held, $found findings"
   grep ' SUMMARY: ' "$logs/$tool.all" | sort | uniq -c || true
   sed 's/[.].*//' "$logs/$tool.not_held" | uniq -c | sed 's/^/  not held or not run: /'
   [ "$found" -eq 0 ] && [ ! -s "$logs/$tool.not_held" ] || failed=1

@@ -61,12 +61,12 @@ class ConfigVisitor {
   void LaterKey(std::string_view name, T& value, std::string_view absent, std::string_view help,
                 Range range) {
     Key(name, value, help, range);
-    fields_.back().absent = absent;
+    fields_.back().absent = std::string(absent);
   }
   void LaterKey(std::string_view name, std::string& value, std::string_view absent,
                 std::string_view help, std::vector<std::string> choices) {
     Key(name, value, help, std::move(choices));
-    fields_.back().absent = absent;
+    fields_.back().absent = std::string(absent);
   }
   // Visits `part` with its keys under "name.".
   template <class Part>

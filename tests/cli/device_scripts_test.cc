@@ -97,5 +97,15 @@ TEST_F(DeviceScripts, ASanitizerThatSawNoLawFails) {
     ExpectRun(script + wrong, 2, Cat("found: ", wrong, "\n"));
 }
 
+TEST_F(DeviceScripts, InitcheckLeavesOutProducts) {
+  Program("bin/a_test", R"sh(
+[[ $* == *--gtest_list_tests* ]] && printf 'Gpu_add.\n  T1\nGpu_matmul.\n  T1\n' && exit
+for law in Gpu_add.T1 Gpu_matmul.T1; do [[ $* == *$law* ]] && echo "[       OK ] $law (1 ms)"; done
+)sh");
+  const std::string script = "TOOLS='initcheck memcheck' house/tests/gpu_sanitize.sh bin";
+  ExpectRun(script, 0, "initcheck: 1 of 1 laws held, 0 findings\n");
+  ExpectRun(script, 0, "memcheck: 2 of 2 laws held, 0 findings\n");
+}
+
 }  // namespace
 }  // namespace weft
