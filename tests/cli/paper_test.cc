@@ -418,6 +418,7 @@ TEST_F(Paper, GroupsAreShownByDepthOnAsManyPagesAsTheyNeed) {
   WriteGroups({"z2", "s3", "a5", "s5", "s5_swaps", "z3", "z5"}, variants,
               {{1, 0.995, 1}, {0.99, 0.98, 0.75}, {}});
   WriteGroups({"lists"}, {"hybrid"}, {{1, 1}, {1, 1}, {1, 0.5}}, "recall_lengths.h5");
+  WriteGroups({"literal"}, {"first", "last"}, {{1, 1}, {1, 1}, {1, 0.5}}, "recall_layers.h5");
   const ShellResult r = Build();
   ASSERT_EQ(r.code, 0) << r.output;
   // Of three seeds one diverged: at 32 one passes, and (1 + 0.75)/2 is the median of the others.
@@ -437,7 +438,8 @@ gated delta negative, layers=1 & 4.1k & )"),
   const std::string log = Slurp(folder_ / "out/weft.log");
   for (const char* cut : {"Float too large for page", "Overfull", "multiply"})
     EXPECT_EQ(log.find(cut), std::string::npos) << log.substr(log.find(cut), 200);
-  ExpectShown({"Liststhatteachrecall", "gateddeltapositive,layers=4"});
+  ExpectShown(
+      {"Liststhatteachrecall", "Whereattentionlearnstolookup", "gateddeltapositive,layers=4"});
 }
 
 TEST_F(Paper, TheBarIsShownInFullAndSharesWithoutTheirZero) {
