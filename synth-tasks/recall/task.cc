@@ -5,7 +5,7 @@
 //   assert bits[a] == 1
 //
 // With queries > 1 a training sample goes on with more addresses and assertions. With literal
-// addresses the last two lines are one, as in the appendix:
+// addresses the last two lines are one, as the appendix's "assert bits[i] == _" may mean:
 //
 //   assert bits[2] == 1
 //
