@@ -448,14 +448,19 @@ Outcome After20Steps(const Experiment& e, const std::string& where) {
 
 TEST_F(GpuResume, TwentyStepsAreThoseOfTheCpu) {
   for (const std::string& toml : {kStages, kText}) {
-    const auto losses = [&](const char* precision, const char* device) {
-      return After20Steps(*Make(toml, Wide({Cat("train.precision=", precision)})), device).losses;
-    };
-    const auto cpu = losses("f32", "cpu"), f32 = losses("f32", "cuda"),
-               bf16 = losses("bf16", "cuda");
-    for (size_t i = 0; i < cpu.size(); ++i) {
-      EXPECT_NEAR(f32[i], cpu[i], 1e-5) << "step " << i + 1;
-      EXPECT_NEAR(bf16[i], cpu[i], 2e-3) << "step " << i + 1;
+    for (const char* positions : {"model.positions=0", "model.positions=300"}) {
+      SCOPED_TRACE(positions);
+      const auto losses = [&](const char* precision, const char* device) {
+        return After20Steps(*Make(toml, Wide({Cat("train.precision=", precision), positions})),
+                            device)
+            .losses;
+      };
+      const auto cpu = losses("f32", "cpu"), f32 = losses("f32", "cuda"),
+                 bf16 = losses("bf16", "cuda");
+      for (size_t i = 0; i < cpu.size(); ++i) {
+        EXPECT_NEAR(f32[i], cpu[i], 1e-5) << "step " << i + 1;
+        EXPECT_NEAR(bf16[i], cpu[i], 2e-3) << "step " << i + 1;
+      }
     }
   }
 }
