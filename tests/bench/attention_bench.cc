@@ -64,9 +64,11 @@ const bool kRegistered = [] {
     }
   };
   add("fwd", false, true);
-  add("fwd_bwd", true, true);
 #ifdef WEFT_CUDNN
   add("cudnn_fwd", false, false);
+#endif
+  add("fwd_bwd", true, true);
+#ifdef WEFT_CUDNN
   add("cudnn_fwd_bwd", true, false);
 #endif
   return true;

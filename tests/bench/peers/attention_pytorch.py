@@ -36,9 +36,11 @@ def time_pytorch(B, T, H, D):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weft", metavar="PROGRAM", help="attention_bench of a build with WEFT_BENCH")
+    parser.add_argument("--only", metavar="TEXT", default="", help="shapes with TEXT in their names")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     shapes = {f"B{B}_T{T}_H{H}_D{D}": (B, T, H, D) for B, T, H, D in SHAPES}
+    shapes = {name: shape for name, shape in shapes.items() if args.only in name}
     gpu.compare(shapes, time_pytorch, "pytorch", args.weft, args.rounds)
 
 

@@ -39,22 +39,26 @@ def weft_rows(program, shape):
 
 
 def compare(shapes, time_peer, peer, weft_program, rounds):
-    """Both sides take turns; prints one JSON line per shape and direction, with medians over the rounds.
+    """Both sides take turns, also in being first: a GPU that was busy has a lower clock. Prints one JSON line per shape
+    and direction, with medians over the rounds.
 
     shapes maps a name to the arguments of time_peer, which yields (direction, milliseconds).
     """
     for shape, arguments in shapes.items():
+        sides = [(peer, lambda: time_peer(*arguments))]
+        if weft_program:
+            sides.append(("weft", lambda: weft_rows(weft_program, shape)))
         times = {}
         for _ in range(rounds):
-            for direction, ms in time_peer(*arguments):
-                times.setdefault(direction, {}).setdefault(peer, []).append(ms)
-            for direction, ms in weft_rows(weft_program, shape) if weft_program else ():
-                times.setdefault(direction, {}).setdefault("weft", []).append(ms)
-        for direction, sides in times.items():
-            if weft_program and "weft" not in sides:
+            for side, measure in sides:
+                for direction, ms in measure():
+                    times.setdefault(direction, {}).setdefault(side, []).append(ms)
+            sides.reverse()
+        for direction, measured in times.items():
+            if weft_program and "weft" not in measured:
                 continue
             row = {"shape": shape, "direction": direction}
-            row |= {f"{side}_ms": round(statistics.median(ms), 4) for side, ms in sides.items()}
-            if len(sides) == 2:
+            row |= {f"{side}_ms": round(statistics.median(ms), 4) for side, ms in measured.items()}
+            if len(measured) == 2:
                 row[f"weft/{peer}"] = round(row["weft_ms"] / row[f"{peer}_ms"], 3)
             print(json.dumps(row | {"device": torch.cuda.get_device_name()}), flush=True)
