@@ -117,7 +117,19 @@ def notes(results):
                     "Wilson's; the best run is the most accurate at the greatest difficulty.")
     if results.best_over:
         said.append(f"Shown is {selection(results)}: rates and medians are optimistic.")
-    return said
+    return said + uneven_search(results)
+
+
+def uneven_search(results):
+    """A sentence per case in which some variants were given other settings, or more of them, to choose from."""
+    tried = defaultdict(dict)  # case -> variant -> settings of its runs
+    for cell in results.cells if results.best_over else []:
+        runs = tried[cell["case"]].setdefault(cell["variant"], set())
+        if cell["state"] in ("done", "diverged"):
+            runs.add(tuple(cell[axis] for axis in results.axes))
+    return [f"Not every variant was searched alike{case and f' in {case}'}: runs are "
+            f"{', '.join(f'{len(runs)} of {variant}' for variant, runs in variants.items() if runs)}."
+            for case, variants in tried.items() if len({frozenset(runs) for runs in variants.values() if runs}) > 1]
 
 
 def unfinished(results):

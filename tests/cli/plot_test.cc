@@ -409,6 +409,19 @@ TEST_F(PlotTest, ADivergedSeedDidNotPassAndAQueuedOneDoesNotCount) {
   const Json row = Json::parse(Call("search.h5 --json --best-over=optim.lr").out)["accuracy"][0];
   EXPECT_EQ(row["evidence"]["8"]["seeds"], 2);
   EXPECT_EQ(row["evidence"]["8"]["passed"], 1);
+  // A variant that had more to choose from is at an advantage.
+  const auto notes = [&](const std::vector<RecallCell>& cells) {
+    WriteRecall("searched.h5", cells);
+    return Json::parse(Call("searched.h5 --json --best-over=optim.lr").out)["notes"].dump();
+  };
+  const std::vector<RecallCell> alike = {{"rnn", 0.001, 0, {1, 1}},
+                                         {"rnn", 0.01, 0, {1, 1}},
+                                         {"attention", 0.001, 0, {1, 1}},
+                                         {"attention", 0.01, 0, {}, "diverged"}};
+  EXPECT_EQ(notes(alike).find("alike"), std::string::npos);
+  EXPECT_NE(notes({alike.begin(), alike.end() - 1})
+                .find("Not every variant was searched alike: runs are 2 of rnn, 1 of attention."),
+            std::string::npos);
   // What it was measured at before it diverged is no result.
   WriteRecall("partial.h5", {{"rnn", 0.001, 0, {0.5, 0.5}}, {"rnn", 0.001, 1, {1, 1}, "diverged"}});
   const Json before = Json::parse(Call("partial.h5 --json").out)["accuracy"][0]["evidence"]["8"];
