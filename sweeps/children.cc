@@ -21,6 +21,9 @@ namespace weft {
 Children::Children() {
   sigemptyset(&held_);
   for (const int signal : {SIGCHLD, SIGINT, SIGTERM, SIGUSR1}) sigaddset(&held_, signal);
+  struct sigaction hangup;
+  sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) sigaddset(&held_, SIGHUP);
   sigprocmask(SIG_BLOCK, &held_, &before_);
   pipe_before_ = signal(SIGPIPE, SIG_IGN);
   signals_ = Descriptor(signalfd(-1, &held_, SFD_CLOEXEC | SFD_NONBLOCK));

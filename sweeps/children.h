@@ -10,9 +10,10 @@
 
 namespace weft {
 
-// Holds SIGCHLD, SIGINT, SIGTERM and SIGUSR1 as long as it lives. The first is waited for, the
-// others are passed on to the children: SIGINT as it is, the rest as SIGTERM. SIGPIPE is ignored. A
-// child gets SIGTERM when this process dies, whatever kills it.
+// Holds SIGCHLD, SIGINT, SIGTERM, SIGUSR1 and, unless it is ignored as under nohup, SIGHUP as long
+// as it lives. The first is waited for, the others are passed on to the children: SIGINT as it is,
+// the rest as SIGTERM. SIGPIPE is ignored. A child gets SIGTERM when this process dies, whatever
+// kills it.
 class Children {
  public:
   Children();

@@ -33,7 +33,7 @@ double Seconds(Clock::time_point since) {
 std::atomic<int> stop_signal = 0;
 static_assert(std::atomic<int>::is_always_lock_free);
 void OnSignal(int signal) { stop_signal = signal; }
-constexpr int kSignals[4] = {SIGINT, SIGTERM, SIGUSR1, SIGPIPE};  // the last does not stop
+constexpr int kSignals[5] = {SIGINT, SIGTERM, SIGUSR1, SIGHUP, SIGPIPE};  // the last does not stop
 
 // Training that has blown up must not replace the last good checkpoint.
 void CheckFinite(const std::vector<TensorTarget>& tensors, int64_t step) {
@@ -160,14 +160,16 @@ StopSignals::StopSignals() : stack_(std::max<size_t>(1 << 16, sysconf(_SC_SIGSTK
   sigaltstack(&stack, &old_stack_);
   struct sigaction action {};
   action.sa_flags = SA_RESTART | SA_ONSTACK;
-  for (size_t i = 0; i < 4; ++i) {
+  for (size_t i = 0; i < 5; ++i) {
     action.sa_handler = kSignals[i] == SIGPIPE ? SIG_IGN : OnSignal;
     sigaction(kSignals[i], &action, &old_[i]);
+    if (kSignals[i] == SIGHUP && old_[i].sa_handler == SIG_IGN)
+      sigaction(SIGHUP, &old_[i], nullptr);
   }
 }
 
 StopSignals::~StopSignals() {
-  for (size_t i = 0; i < 4; ++i) sigaction(kSignals[i], &old_[i], nullptr);
+  for (size_t i = 0; i < 5; ++i) sigaction(kSignals[i], &old_[i], nullptr);
   sigaltstack(&old_stack_, nullptr);
 }
 

@@ -39,8 +39,9 @@ void AppendEvaluation(Journal& journal, const Trainer::Evaluation& evaluation, d
                       const Moment& moment);
 void DeclareStreams(Journal& journal, const Experiment& experiment);
 
-// Notes SIGINT, SIGTERM and SIGUSR1 as long as it lives, so that every TrainToEnd of the process
-// stops after the step in which they come. SIGPIPE is ignored: a run outlives who reads its log.
+// Notes SIGINT, SIGTERM, SIGUSR1 and, unless it is ignored as under nohup, SIGHUP as long as it
+// lives, so that every TrainToEnd of the process stops after the step in which they come. SIGPIPE
+// is ignored: a run outlives who reads its log.
 class StopSignals {
  public:
   StopSignals();
@@ -51,7 +52,7 @@ class StopSignals {
   // Products of oneDNN point the stack pointer at data, which a handler's frame there overwrites.
   std::vector<std::byte> stack_;
   stack_t old_stack_;
-  struct sigaction old_[4];
+  struct sigaction old_[5];
 };
 
 // The last of these signals that came; 0 = none did.
@@ -66,8 +67,8 @@ struct RunIo {
   std::function<void()> started = [] {};
 };
 
-// Trains until train.steps. Returns kOk, or kRequeue (SIGTERM, SIGUSR1) or kInterrupted (SIGINT)
-// after a checkpoint.
+// Trains until train.steps. Returns kOk, or kRequeue (SIGTERM, SIGUSR1, SIGHUP) or kInterrupted
+// (SIGINT) after a checkpoint.
 ExitCode TrainToEnd(const Experiment& experiment, RunDirectory& run, Trainer& trainer,
                     double seconds_before, const RunIo& io = {});
 

@@ -41,7 +41,7 @@ class Server {
     // Signals wake the loop below and nothing else; threads inherit that they are blocked.
     sigset_t blocked;
     sigemptyset(&blocked);
-    for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaddset(&blocked, signal);
+    for (const int signal : {SIGINT, SIGTERM, SIGUSR1, SIGHUP}) sigaddset(&blocked, signal);
     pthread_sigmask(SIG_BLOCK, &blocked, &unblocked_);
   }
   ~Server() {

@@ -646,6 +646,18 @@ void StopAndGoOn(int signal, int code) {
 TEST(Lives, CtrlC) { StopAndGoOn(SIGINT, 130); }
 TEST(Lives, Sigterm) { StopAndGoOn(SIGTERM, 75); }
 TEST(Lives, Sigusr1) { StopAndGoOn(SIGUSR1, 75); }
+TEST(Lives, Sighup) { StopAndGoOn(SIGHUP, 75); }
+
+TEST(Lives, AHangupUnderNohup) {
+  Sandbox box;
+  ASSERT_EQ(box.Bash("$train tiny.toml --out straight"), 0) << box.err();
+  ASSERT_EQ(box.Bash("trap '' HUP; $train tiny.toml --out out & run=$!;"
+                     "until [ -s out/tiny/*/journal.jsonl ]; do sleep 0.01; done;"
+                     "for i in 1 2 3; do kill -HUP $run 2>/dev/null; sleep 0.01; done; wait $run"),
+            0)
+      << box.err();
+  ExpectSameEnd(box.Run(), box.Run("straight"));
+}
 
 TEST(Lives, ATerminalThatIsGone) {
   for (const char* gone : {"2>/dev/full", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | true"}) {

@@ -76,6 +76,20 @@ TEST_F(SweepSignalTest, TerminationWaitsForTheChildrenAndExitsWith75) {
   ExpectEveryStepOnce();
 }
 
+TEST_F(SweepSignalTest, AHangupIsATerminationUnlessIgnored) {
+  Process sweep = StartTwo();
+  sweep.Send(SIGHUP);
+  EXPECT_EQ(sweep.Wait(), 75) << sweep.err();
+  EXPECT_EQ(CountRuns(IsBeingWritten), 0);
+  const auto before = signal(SIGHUP, SIG_IGN);  // as nohup does; children inherit it
+  Process nohup = Start("run s.toml --jobs 2");
+  EXPECT_TRUE(Within(20s, [&] { return CountRuns(IsBeingWritten) == 2; }));
+  nohup.Send(SIGHUP);
+  EXPECT_EQ(nohup.Wait(), 0) << nohup.err();
+  signal(SIGHUP, before);
+  ExpectEveryStepOnce();
+}
+
 TEST_F(SweepSignalTest, InterruptionExitsWith130) {
   Process sweep = StartTwo();
   sweep.Send(SIGINT);
