@@ -162,9 +162,9 @@ StopSignals::StopSignals() : stack_(std::max<size_t>(1 << 16, sysconf(_SC_SIGSTK
   action.sa_flags = SA_RESTART | SA_ONSTACK;
   for (size_t i = 0; i < 5; ++i) {
     action.sa_handler = kSignals[i] == SIGPIPE ? SIG_IGN : OnSignal;
-    sigaction(kSignals[i], &action, &old_[i]);
-    if (kSignals[i] == SIGHUP && old_[i].sa_handler == SIG_IGN)
-      sigaction(SIGHUP, &old_[i], nullptr);
+    sigaction(kSignals[i], nullptr, &old_[i]);
+    if (kSignals[i] != SIGHUP || old_[i].sa_handler != SIG_IGN)
+      sigaction(kSignals[i], &action, nullptr);
   }
 }
 

@@ -18,10 +18,10 @@ using RunProcess = std::function<int(const std::vector<std::string>& arguments, 
 // Each is a run, which gets the next free one of `at_once` threads; both its outputs are appended
 // to FILE. When it has ended, a line goes to `out`: its number, from 1, and its exit code.
 //
-// After SIGINT, SIGTERM, SIGUSR1 or SIGHUP nothing more is read, every run ends with its checkpoint and
-// kInterrupted or kRequeue is returned. A run whose kernels have broken the device ends the process
-// at once with kFailure, without a line for any that was under way. Error kUsage for a line that is
-// something else.
+// After SIGINT, SIGTERM, SIGUSR1 or SIGHUP nothing more is read, every run ends with its checkpoint
+// and kInterrupted or kRequeue is returned. A run whose kernels have broken the device ends the
+// process at once with kFailure, without a line for any that was under way. Error kUsage for a line
+// that is something else.
 int ServeRuns(int in, int out, int at_once, const RunProcess& run);
 
 }  // namespace weft

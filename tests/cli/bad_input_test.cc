@@ -652,7 +652,7 @@ TEST(Lives, AHangupUnderNohup) {
   Sandbox box;
   ASSERT_EQ(box.Bash("$train tiny.toml --out straight"), 0) << box.err();
   ASSERT_EQ(box.Bash("trap '' HUP; $train tiny.toml --out out & run=$!;"
-                     "until [ -s out/tiny/*/journal.jsonl ]; do sleep 0.01; done;"
+                     "until [ -s out/tiny/*/journal.jsonl ] || ! kill -0 $run; do sleep 0.01; done;"
                      "for i in 1 2 3; do kill -HUP $run 2>/dev/null; sleep 0.01; done; wait $run"),
             0)
       << box.err();

@@ -325,7 +325,7 @@ TEST_F(Paper, OfRunsInTwoFilesTheDoneOneCountsAndOtherSettingsAreRefused) {
   ExpectLines("groups-evidence.tex",
               {R"(hybrid & 4.1k & 8 / 8 & 8 & 1/1 [.21, 1.00] & 1.00 (1.00--1.00) & 1.00 \\)"});
   ExpectLines("numbers.tex",
-              {R"(\setnumber{groups/runs}{1})", R"(\setnumber{groups/unfinished}{})"});
+              {R"(\setnumber{groups/runs}{1})", R"(\setnumber{groups/caveats}{})"});
   write(first, "two", "done", 0.5);
   ExpectRefused({second + ": its run of hybrid s3 0 has other settings than that of " + first});
   write(second, "two", "done", 1, 7);
