@@ -17,7 +17,7 @@ enum class ExitCode : int {
   kData = 3,      // missing, empty or broken data
   kDiverged = 4,  // loss is not finite
   kOutOfMemory = 5,
-  kRequeue = 75,      // checkpointed after SIGTERM or SIGUSR1: run me again
+  kRequeue = 75,      // checkpointed after SIGTERM, SIGUSR1 or SIGHUP: run me again
   kInterrupted = 130  // checkpointed after SIGINT
 };
 

@@ -3,6 +3,8 @@
 #include "kernels/base/cuda_stream.h"
 
 #include <algorithm>
+#include <mutex>
+#include <shared_mutex>
 
 #include "kernels/base/cuda_check.h"
 
@@ -10,6 +12,10 @@ namespace weft {
 namespace {
 
 constexpr int64_t kLeastScratch = 32 << 20;
+
+// Shared while a graph is captured. A library's handle synchronises the device as it ends, which
+// breaks captures in other threads: so it waits for them.
+std::shared_mutex captures;
 
 std::byte* Allocate(int64_t bytes) {
   void* memory = nullptr;
@@ -49,7 +55,10 @@ CudaStream::CudaStream(int device) : device_(device) {
 
 CudaStream::~CudaStream() {
   cudaStreamSynchronize(stream_);
-  parts_.clear();
+  {
+    const std::lock_guard none(captures);
+    parts_.clear();
+  }
   FreeScratch();
   cudaStreamDestroy(stream_);
 }
@@ -90,6 +99,7 @@ void CudaStream::Synchronize() {
 
 std::unique_ptr<CudaStream::Graph> CudaStream::Capture(const std::function<void()>& body) {
   auto graph = std::make_unique<Graph>();
+  std::shared_lock lock(captures);
   CudaCheck(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin of capture");
   capturing_ = captured_ = true;
   cudaGraph_t captured = nullptr;
@@ -103,6 +113,7 @@ std::unique_ptr<CudaStream::Graph> CudaStream::Capture(const std::function<void(
   }
   capturing_ = false;
   CudaCheck(cudaStreamEndCapture(stream_, &captured), "end of capture");
+  lock.unlock();
   const cudaError_t error = cudaGraphInstantiate(&graph->exec_, captured, 0);
   cudaGraphDestroy(captured);
   CudaCheck(error, "cudaGraphInstantiate");
