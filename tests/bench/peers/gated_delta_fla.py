@@ -54,11 +54,14 @@ def fla_rule(checkout, B, T, H, K, V):
 
 def compile_share(checkout, task):
     """Compiles every so many of the configurations between which Triton will choose, into its cache, and runs none."""
-    (B, _, H, K, V), share, shares = task
+    (B, T, H, K, V), share, shares = task
+    short = 1024  # so that all processes have room
 
     def compile_only(tuner, *args, **kwargs):
         tuner.nargs = dict(zip(tuner.arg_names, args))
         kwargs.pop("warmup", None)
+        if "NB" in kwargs:  # blocks of so many rows, which fla's L2 norm is compiled for
+            kwargs["NB"] = -(-B * T * H // 65536)
         for configuration in tuner.prune_configs(kwargs)[share::shares]:
             try:
                 tuner.fn.warmup(*args, **kwargs, **configuration.all_kwargs())
@@ -66,7 +69,7 @@ def compile_share(checkout, task):
                 print(f"{tuner.base_fn.__name__} {configuration}: {error}", file=sys.stderr)
 
     Autotuner.run = compile_only
-    _, both = fla_rule(checkout, B, 1024, H, K, V)
+    _, both = fla_rule(checkout, B, short, H, K, V)
     both()
 
 
@@ -116,7 +119,8 @@ def main():
     parser.add_argument("--weft", metavar="PROGRAM", help="gated_delta_bench of a build with WEFT_BENCH")
     parser.add_argument("--accuracy", metavar="DIR", help="what gated_delta_accuracy_test left")
     parser.add_argument("--only", metavar="TEXT", default="", help="shapes with TEXT in their names")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0 to compile fla's kernels alone")
+    parser.add_argument("--compiled", action="store_true", help="Triton's cache has fla's kernels")
     args = parser.parse_args()
     # Triton compiles in one thread, which takes minutes for these kernels: processes share the work.
     spawn = multiprocessing.get_context("spawn")
@@ -127,9 +131,9 @@ def main():
                 print(row, flush=True)
             return
         shapes = [shape for shape in SHAPES if args.only in name_of(shape)]
-        kernels = {shape[2:]: shape for shape in shapes}
-        tasks = [(shape, share, 8) for share in range(8) for shape in kernels.values()]
-        list(pool.map(functools.partial(compile_share, args.fla), tasks))
+        if not args.compiled:
+            tasks = [(shape, share, 8) for share in range(8) for shape in shapes]
+            list(pool.map(functools.partial(compile_share, args.fla), tasks))
     Autotuner.do_bench = functools.partial(triton.testing.do_bench, warmup=5, rep=25)
     gpu.compare({name_of(shape): shape for shape in shapes}, functools.partial(time_fla, args.fla), "fla", args.weft,
                 args.rounds)
