@@ -134,9 +134,23 @@ Var Model::Body(Context& c, Tape& tape, const TensorView& tokens, const Document
     tape.Run(c, place, EmbeddingBwd{place, r.branch.dx, GradOf(positions_->var)});
     Settle(c, tape, r);
   }
+  // Without a backward the residual has two tensors for all blocks, and what a block needs is free
+  // after it.
+  const bool kept = tape.recording() || state;
+  const Var h = r.h, branch = kept ? Var{} : tape.NewVarLike(c, "residual", h.x);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    if (config_.recompute != ModelConfig::Recompute::kBlock || !tape.recording()) {
+    if (!kept) {
+      const int64_t used = c.arena.used();
+      Block(c, tape, r, layer, documents, nullptr);
+      const bool pending = r.branch.x.defined();
+      Copy(c.stream, h.x, r.h.x);
+      if (pending) Copy(c.stream, branch.x, r.branch.x);
+      r = {h, pending ? branch : Var{}};
+      c.arena.Rewind(used);
+      continue;
+    }
+    if (config_.recompute != ModelConfig::Recompute::kBlock || state) {
       Block(c, tape, r, layer, documents, state ? &(*state)[i] : nullptr);
       continue;
     }

@@ -1,6 +1,7 @@
 #include "experiments/train/trainer.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <string_view>
@@ -19,12 +20,13 @@ static_assert(kIgnoreLabel == kNoLoss, "tasks and the loss agree on what a maske
 constexpr int64_t kLargestPass =
     int64_t{1} << 31;  // tokens; no machine holds more, and sizes in bytes stay below 2^63
 
-ModelConfig ModelFor(const Experiment& e, int64_t vocab) {
+// Values of train.recompute, as in ModelConfig::Recompute.
+constexpr std::array<std::string_view, 3> kRecomputes = {"none", "hidden", "block"};
+
+ModelConfig ModelFor(const Experiment& e, const TrainConfig& train, int64_t vocab) {
   ModelConfig config = e.model;
-  using enum ModelConfig::Recompute;
-  config.recompute = e.train.recompute == "hidden"  ? kHidden
-                     : e.train.recompute == "block" ? kBlock
-                                                    : kNone;
+  config.recompute = static_cast<ModelConfig::Recompute>(
+      std::find(kRecomputes.begin(), kRecomputes.end(), train.recompute) - kRecomputes.begin());
   if (config.vocab == 0) config.vocab = vocab;
   if (config.vocab < vocab) {
     Fail(ExitCode::kUsage, "model.vocab = ", config.vocab,
@@ -156,9 +158,65 @@ void CountParts(const Model& model, int64_t T, RunPlan& plan) {
   plan.parts.insert(plan.parts.end(), {mlp, norms});
 }
 
+// With `train` in place of e.train.
+RunPlan PlanWith(const Experiment& e, const TrainConfig& train, const Device& device,
+                 bool training) {
+  Model model(ModelFor(e, train, VocabOf(e)), *e.mixers);
+  RunPlan plan;
+  plan.parameters = model.Count();
+  CountParts(model, train.length, plan);
+  const MixerCost cost = model.Cost(train.length);
+  plan.flops_per_token = cost.flops_per_token;
+  plan.state_bytes = cost.state_bytes;
+  plan.tokens = train.steps * train.batch * train.length;
+
+  const int64_t rows = train.batch / train.accumulate;
+  Arena parameters(Arena::Mode::kPlan, 0);
+  Stream stream(std::in_place_type<PlanStream>);
+  model.params().Allocate(stream, parameters, device.dtype, training);
+  if (training) {
+    const PassCost pass = PlanPass(model, {rows, train.length}, device.dtype, true);
+    plan.activation_bytes = pass.bytes;
+    // Work that is done twice counts once.
+    ModelConfig config = model.config();
+    config.recompute = ModelConfig::Recompute::kNone;
+    Model once(config, *e.mixers);
+    const double flops = PlanPass(once, {rows, train.length}, device.dtype, true).flops;
+    plan.training_flops_per_token = flops / static_cast<double>(rows * train.length);
+  }
+  for (const Evaluator::Shape& shape : EvaluationShapes(e, rows * train.length)) {
+    plan.activation_bytes =
+        std::max(plan.activation_bytes, PlanPass(model, shape, device.dtype, false).bytes);
+  }
+  plan.memory_bytes = parameters.peak() + plan.activation_bytes +
+                      Batch::Bytes(train.batch, train.length) + (device.cuda ? kDeviceScratch : 0);
+  plan.context_bytes = device.cuda ? kDeviceContext : 0;
+  return plan;
+}
+
+// Smaller micro-batches cost less than what is computed again.
+std::string AdviceForMemory(const Experiment& e, const Device& device, int64_t limit) {
+  TrainConfig train = e.train;
+  for (const auto* recompute = std::find(kRecomputes.begin(), kRecomputes.end(), train.recompute);
+       recompute != kRecomputes.end(); ++recompute) {
+    train.recompute = *recompute;
+    for (int64_t n = e.train.accumulate; n <= train.batch; ++n) {
+      train.accumulate = n;
+      if (train.batch % n != 0) continue;
+      const int64_t bytes = PlanWith(e, train, device, /*training=*/true).memory_bytes;
+      if (bytes > limit) continue;
+      std::string keys;
+      if (train.recompute != e.train.recompute) keys = Cat("train.recompute=", *recompute, " ");
+      if (n != e.train.accumulate) keys += Cat("train.accumulate=", n, " ");
+      return Cat(keys, "fits with ", bytes >> 20, " MiB");
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
-Model ModelOf(const Experiment& e) { return Model(ModelFor(e, VocabOf(e)), *e.mixers); }
+Model ModelOf(const Experiment& e) { return Model(ModelFor(e, e.train, VocabOf(e)), *e.mixers); }
 
 void CheckStages(const Experiment& e) {
   if (!e.task) return;
@@ -172,39 +230,8 @@ void CheckStages(const Experiment& e) {
   }
 }
 
-RunPlan PlanRun(const Experiment& e, const Device& device, bool training, int64_t accumulate) {
-  Model model = ModelOf(e);
-  RunPlan plan;
-  plan.parameters = model.Count();
-  CountParts(model, e.train.length, plan);
-  const MixerCost cost = model.Cost(e.train.length);
-  plan.flops_per_token = cost.flops_per_token;
-  plan.state_bytes = cost.state_bytes;
-  plan.tokens = e.train.steps * e.train.batch * e.train.length;
-
-  const int64_t rows = e.train.batch / (accumulate ? accumulate : e.train.accumulate);
-  Arena parameters(Arena::Mode::kPlan, 0);
-  Stream stream(std::in_place_type<PlanStream>);
-  model.params().Allocate(stream, parameters, device.dtype, training);
-  if (training) {
-    const PassCost pass = PlanPass(model, {rows, e.train.length}, device.dtype, true);
-    plan.activation_bytes = pass.bytes;
-    // Work that is done twice counts once.
-    ModelConfig config = model.config();
-    config.recompute = ModelConfig::Recompute::kNone;
-    Model once(config, *e.mixers);
-    const double flops = PlanPass(once, {rows, e.train.length}, device.dtype, true).flops;
-    plan.training_flops_per_token = flops / static_cast<double>(rows * e.train.length);
-  }
-  for (const Evaluator::Shape& shape : EvaluationShapes(e, rows * e.train.length)) {
-    plan.activation_bytes =
-        std::max(plan.activation_bytes, PlanPass(model, shape, device.dtype, false).bytes);
-  }
-  plan.memory_bytes = parameters.peak() + plan.activation_bytes +
-                      Batch::Bytes(e.train.batch, e.train.length) +
-                      (device.cuda ? kDeviceScratch : 0);
-  plan.context_bytes = device.cuda ? kDeviceContext : 0;
-  return plan;
+RunPlan PlanRun(const Experiment& e, const Device& device, bool training) {
+  return PlanWith(e, e.train, device, training);
 }
 
 struct Trainer::Slot {
@@ -240,23 +267,17 @@ Trainer::Trainer(const Experiment& e, const Device& device, Stream& stream, bool
     : e_(e), device_(device), stream_(stream) {
   OpenData();
   const RunPlan plan = PlanRun(e, device, training);
-  if (plan.memory_bytes > device.MemoryLimit()) {
-    std::string advice = "reduce train.batch, train.length, eval.difficulties or the model";
-    for (int64_t n = e.train.accumulate + 1; training && n <= e.train.batch; ++n) {
-      if (e.train.batch % n != 0) continue;
-      const int64_t bytes = PlanRun(e, device, training, n).memory_bytes;
-      if (bytes > device.MemoryLimit()) continue;
-      advice = Cat("train.accumulate=", n, " fits with ", bytes >> 20, " MiB");
-      break;
-    }
+  if (const int64_t limit = device.MemoryLimit(); plan.memory_bytes > limit) {
+    std::string advice = training ? AdviceForMemory(e, device, limit) : "";
+    if (advice.empty()) advice = "reduce train.batch, train.length, eval.difficulties or the model";
     Fail(ExitCode::kOutOfMemory, "out of memory: the run needs ", plan.memory_bytes >> 20,
          " MiB (activations ", plan.activation_bytes >> 20, " MiB), this process may use ",
-         device.MemoryLimit() >> 20, " MiB; ", advice);
+         limit >> 20, " MiB; ", advice);
   }
   const Arena::Mode mode = device.cuda ? Arena::Mode::kPlain : kArenaMode;
   Arena parameters(Arena::Mode::kPlan, 0);
   Stream planned(std::in_place_type<PlanStream>);
-  model_ = std::make_unique<Model>(ModelFor(e, VocabOf(e)), *e.mixers);
+  model_ = std::make_unique<Model>(ModelFor(e, e.train, VocabOf(e)), *e.mixers);
   model_->params().Allocate(planned, parameters, device.dtype, training);
   parameters_.emplace(mode, parameters.peak(), device.memory());
   activations_.emplace(mode, plan.activation_bytes, device.memory());

@@ -36,9 +36,8 @@ struct RunPlan {
   int64_t context_bytes = 0;     // beside all that, on a GPU: CUDA's context and the kernels' code
   int64_t tokens = 0;            // of the whole run
 };
-// Without training: what an evaluation alone needs. `accumulate` in place of train.accumulate.
-RunPlan PlanRun(const Experiment& experiment, const Device& device, bool training = true,
-                int64_t accumulate = 0);
+// Without training: what an evaluation alone needs.
+RunPlan PlanRun(const Experiment& experiment, const Device& device, bool training = true);
 
 // Error kUsage when a stage of the curriculum that the run may reach has samples longer than a row.
 void CheckStages(const Experiment& experiment);

@@ -18,6 +18,7 @@
 #include <sstream>
 #include <thread>
 
+#include "experiments/run/environment.h"
 #include "experiments/run/files.h"
 #include "experiments/run/run_dir.h"
 #include "experiments/train/run_loop.h"
@@ -553,6 +554,40 @@ TEST_F(Resume, SeedsOfDataAndWeightsAreIndependent) {
   EXPECT_FALSE(SameBits(init.weights, base.weights));
   EXPECT_EQ(init.labels, base.labels);
   EXPECT_NE(init.loss, base.loss);
+}
+
+TEST_F(Resume, ARunThatIsTooLargeNamesOneThatFits) {
+  const auto find = [&](const std::vector<std::string>& keys, const std::string& expected) {
+    // Grows until it does not fit.
+    std::vector<std::string> all = keys;
+    std::unique_ptr<Experiment> e;
+    for (int64_t layers = 1;; layers += layers / 4 + 1) {
+      all = keys;
+      all.insert(all.end(), {"train.length=65536", Cat("model.layers=", layers)});
+      e = Make(kStages, all);
+      if (PlanRun(*e, Device{}).memory_bytes > MemoryLimit()) break;
+    }
+    Stream stream(std::in_place_type<CpuStream>, 1);
+    const std::string error =
+        ErrorOf(ExitCode::kOutOfMemory, [&] { Trainer(*e, Device{}, stream); });
+    const size_t begin = error.find("; ") + 2, end = error.find(" fits with ");
+    ASSERT_NE(end, error.npos) << error;
+    EXPECT_EQ(error.substr(begin, end - begin), expected) << error;
+    std::istringstream advice(error.substr(begin, end - begin));
+    for (std::string key; advice >> key;) all.push_back(key);
+    EXPECT_LE(PlanRun(*Make(kStages, all), Device{}).memory_bytes, MemoryLimit());
+  };
+  find({"train.batch=4"}, "train.accumulate=2");
+  find({"train.batch=4", "train.accumulate=4"}, "train.recompute=block");
+  find({"train.batch=1", "model.d_ff=256"}, "train.recompute=hidden");
+}
+
+TEST_F(Resume, EvaluationKeepsNoBlock) {
+  const auto activations = [&](int64_t layers) {
+    return PlanRun(*Make(kStages, {Cat("model.layers=", layers)}), Device{}, /*training=*/false)
+        .activation_bytes;
+  };
+  EXPECT_EQ(activations(2), activations(8));
 }
 
 TEST_F(Resume, EvaluationFitsIntoThePlan) {
