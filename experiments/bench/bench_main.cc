@@ -54,8 +54,9 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
         {"gflop_per_s", Rounded(t.flops_per_token * t.tokens_per_second * 1e-9)},
         {"mfu", Rounded(t.mfu)},
         {"mfu_formula",
-         "FLOPs of products, attention, recurrence and convolution, counted from the "
-         "ops of one step, per second / 989e12"},
+         fmt::format("FLOPs of products, attention (backward: five products), recurrence and "
+                     "convolution, counted from the ops of one step, per second / {:.4g}{}",
+                     t.peak_flops, t.peak_flops > 0 ? "" : ", as the device's rate is not known")},
         {"device_open_s", Rounded(t.device_seconds)},
         {"trainer_made_s", Rounded(t.trainer_seconds)},
         {"first_step_s", Rounded(t.first_step_seconds)},
@@ -71,9 +72,9 @@ int TimeStep(const std::string& config, const std::vector<std::string>& override
              CommitText());
   fmt::print("step        {:.3f} ms, {:.0f} tokens/s, {:.1f} GFLOP/s\n", t.ms, t.tokens_per_second,
              t.flops_per_token * t.tokens_per_second * 1e-9);
-  if (device.cuda) {
-    fmt::print("MFU         {:.1f} % (FLOPs counted from the ops of one step / 989 TFLOP/s)\n",
-               100 * t.mfu);
+  if (t.peak_flops > 0) {
+    fmt::print("MFU         {:.1f} % (FLOPs counted from the ops of one step / {:.0f} TFLOP/s)\n",
+               100 * t.mfu, t.peak_flops * 1e-12);
   }
   fmt::print(
       "first step  {:.2f} s after the start of the process; device open at {:.2f} s, trainer made "

@@ -18,9 +18,25 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr double kPeakFlops = 989e12;
 constexpr int64_t kWarmUp = 3;
 constexpr int64_t kStepsPerRound = 5;
+
+// The dense bf16 rate of the generation's fastest GPU, by compute capability.
+double PeakFlops([[maybe_unused]] const Stream& stream) {
+#ifdef WEFT_CUDA
+  if (const auto* cuda = std::get_if<CudaStream>(&stream)) {
+    switch (cuda->capability()) {
+      case 80:
+        return 312e12;  // A100
+      case 90:
+        return 989e12;  // H100, H200
+      case 100:
+        return 2250e12;  // B200
+    }
+  }
+#endif
+  return 0;
+}
 
 // Seconds since the process began, from the kernel's book-keeping.
 double SecondsOfProcess() {
@@ -122,7 +138,9 @@ StepTimes MeasureStep(const Experiment& e, const Device& device, Stream& stream,
   times.ms = median * 1e3;
   times.tokens_per_second = static_cast<double>(e.train.batch * e.train.length) / median;
   times.flops_per_token = plan.training_flops_per_token;
-  if (device.cuda) times.mfu = times.flops_per_token * times.tokens_per_second / kPeakFlops;
+  times.peak_flops = PeakFlops(stream);
+  if (times.peak_flops > 0)
+    times.mfu = times.flops_per_token * times.tokens_per_second / times.peak_flops;
   times.allocated_bytes = trainer.allocated_bytes();
   times.planned_bytes = plan.memory_bytes;
 #ifdef WEFT_CUDA

@@ -9,12 +9,15 @@
 namespace weft {
 
 struct StepTimes {
-  double ms = 0;  // median over the steps, with nothing but steps under way
+  // Median of rounds, of the mean over a round's few steps, with nothing but steps under way.
+  double ms = 0;
   double tokens_per_second = 0;
-  double flops_per_token =
-      0;  // of products, attention, recurrence and convolution, counted from the ops
-  // MFU = flops_per_token tokens_per_second / 989e12, the dense bf16 rate of an H100; 0 on the CPU.
-  double mfu = 0;
+  // Of products, attention, recurrence and convolution, counted from the ops. Attention's backward
+  // counts five products: it computes the scores again.
+  double flops_per_token = 0;
+  // MFU = flops_per_token tokens_per_second / peak_flops, the dense bf16 rate on the maker's data
+  // sheet; both 0 where that is not known and on the CPU.
+  double peak_flops = 0, mfu = 0;
   // Since the start of the process: when the device was open, the trainer made, the first step
   // done.
   double device_seconds = 0, trainer_seconds = 0, first_step_seconds = 0;
