@@ -400,7 +400,8 @@ Points ReadSweep(const std::string& path, const ReadOptions& options) {
   if (!known_names.contains(options.evaluation) && !known_names.empty()) {
     std::string known;
     for (const std::string& name : known_names) known += (known.empty() ? "" : ", ") + name;
-    Fail(ExitCode::kUsage, "--eval is \"", options.evaluation, "\", expected one of ", known);
+    Fail(ExitCode::kData, path, ": has no evaluation ", options.evaluation, ", it has ", known,
+         "; choose with --eval");
   }
   if (by_labels.size() > 1) {
     const auto& [few, those] = *std::min_element(

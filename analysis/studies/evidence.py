@@ -39,7 +39,18 @@ def by_task(rows):
 
 def panels(results):
     """Title -> its evaluations, for the tasks."""
-    return by_task([e for e in last_evals(results) if e["name"] != "text"])
+    grouped = {title: [e for e in rows if "accuracy" in e] for title, rows in with_lost(results).items()}
+    return {title: evals for title, evals in grouped.items() if evals}
+
+
+def with_lost(results):
+    """Title -> its evaluations, and a row without accuracy for each diverged cell of a case that has none."""
+    evals = [e for e in last_evals(results) if e["name"] != "text"]
+    cases = {e["case"] for e in evals}
+    lost = [c for c in results.not_done if c["state"] == "diverged" and c["case"] not in cases and c["name"] != "text"]
+    names = {r["name"] for r in evals + lost if r["name"]}
+    only = names.pop() if len(names) == 1 else "task"
+    return by_task(evals + [c | {"name": c["name"] or only} for c in lost])
 
 
 def wilson(passed, n):
@@ -75,9 +86,10 @@ def evidence(runs, diverged, difficulties, bar):
 def accuracy_table(results):
     """Rows of {task, series, seeds, accuracy: {difficulty: median}, chance: {difficulty: level}, evidence}."""
     rows = []
-    for title, evals in panels(results).items():
-        chance = {e["difficulty"]: e["chance"] for e in evals}
-        cases = {e["case"] for e in evals}
+    everywhere = {e["difficulty"]: math.nan for e in last_evals(results) if e["name"] != "text"}
+    for title, found in with_lost(results).items():
+        evals = [e for e in found if "accuracy" in e]
+        cases = {e["case"] for e in found}
         for series in results.series:
             runs = defaultdict(list)
             for e in evals:
@@ -88,11 +100,16 @@ def accuracy_table(results):
                         if c["state"] == "diverged" and c["series"] == series and c["case"] in cases} - seeds
             if not seeds and not diverged:
                 continue
-            found = evidence(list(runs.values()), len(diverged), sorted(chance), results.bar)
+            # Settings of the task may differ between series, and chance with them.
+            mine = [e for run in runs.values() for e in run] or evals
+            chance = {e["difficulty"]: e["chance"] for e in mine}
+            if not evals:
+                chance = {d: c for e in found for d, c in e["asked"].items()} or everywhere
+            shown = evidence(list(runs.values()), len(diverged), sorted(chance), results.bar)
             rows.append({"task": title, "series": series, "seeds": len(seeds) + len(diverged),
-                         "accuracy": {d: e["median"] for d, e in found.items() if e["median"] is not None},
+                         "accuracy": {d: e["median"] for d, e in shown.items() if e["median"] is not None},
                          "chance": {x: chance[x] if math.isfinite(chance[x]) else None for x in sorted(chance)},
-                         "evidence": found})
+                         "evidence": shown})
     return rows
 
 

@@ -1,13 +1,14 @@
 """Every figure of studies: weft plot, weft report and weft paper draw them from here."""
 
+import io
 import math
-import os
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Callable
 
 from studies.evidence import Cloud, accuracy_table, by_task, panels, selection
+from studies.results import write_file
 
 # Okabe and Ito's palette without yellow and black, which are hard to see as lines on white or reserved for chance.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#7F7F7F"]
@@ -157,9 +158,10 @@ def accuracy_figure(results):
                     ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
                     ax.plot(x, best, color=colour, **dots)
                     ax.plot([], [], color=INK, label="best run", **dots)
-        chance = {d: c for row in rows for d, c in row["chance"].items() if c is not None}
-        if chance:
-            x, y = list(chance), list(chance.values())
+        for chance in {tuple((d, c) for d, c in row["chance"].items() if c is not None): None for row in rows}:
+            if not chance:
+                continue
+            x, y = (list(column) for column in zip(*chance))
             if len(x) == 1:
                 x, y = [x[0] / 2, x[0] * 2], y * 2
             ax.plot(x, y, color=INK, linestyle=(0, (4, 3)), linewidth=1, label="chance", zorder=2)
@@ -519,14 +521,14 @@ def caption(name, results, laws=None):
 
 
 def save(figure, *paths):
-    """In the formats of the paths' endings; written beside and renamed, so that a reader sees a whole file."""
+    """In the formats of the paths' endings."""
     import matplotlib.pyplot as plt
 
     for path in paths:
         kind = path.suffix[1:]
-        beside = path.with_name(f".{path.stem}.tmp-{os.getpid()}")
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-        figure.savefig(beside, format=kind, dpi=200, metadata=metadata)
-        beside.replace(path)
+        image = io.BytesIO()
+        figure.savefig(image, format=kind, dpi=200, metadata=metadata)
+        write_file(path, image.getvalue())
     plt.close(figure)
     return [str(path) for path in paths]

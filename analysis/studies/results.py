@@ -20,6 +20,17 @@ class StudyError(Exception):
         self.code = code
 
 
+def write_file(path, data):
+    """Written beside and renamed, so that a reader sees a whole file. An error names the file."""
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 class Results:
     """Evaluations and losses of several runs, as rows."""
 
@@ -33,7 +44,7 @@ class Results:
         self.sweep_toml = self.base_toml = ""
         self.axes = []
         self.cells = []             # dicts: the columns of /cells; of a run without a sweep variant case state
-        self.not_done = []          # dicts: series case seed state
+        self.not_done = []          # dicts: cell series case seed state, and name and {difficulty: chance} of what was asked
         self.series = {}     # name -> (variant, setting): variants in the order of the sweep file, settings in theirs
         self.settings = [""]  # of the axes that split a variant, numbers rising
         self.evals = []   # dicts: cell series case seed step tokens name difficulty accuracy nll labels chance
@@ -147,16 +158,19 @@ def read_sweep(path, results):
     results.series = dict(order[place] for place in sorted(order))
     results.settings = list(dict.fromkeys(order[place][1][1] for place in sorted(order, key=lambda place: place[1:]))) or [""]
 
-    kind = {}
+    kind, asked = {}, defaultdict(dict)
     for r in range(len(evals["cell"])):
         cell = int(evals["cell"][r])
         if not 0 <= cell < len(keys):
             raise StudyError(f"{path}: /eval names cell {cell}, but /cells has {len(keys)} rows")
         name = text(evals["name"][r])
         kind[cell] = name
+        asked[cell][evals["difficulty"][r].item()] = evals["chance"][r].item()
         if results.cells[cell]["state"] == "diverged":
             continue  # what it was measured at before is no result
         results.evals.append({**keys[cell], "name": name, **eval_row(evals, r, results.metric)})
+    for cell in results.not_done:
+        cell |= {"name": kind.get(cell["cell"], ""), "asked": asked[cell["cell"]]}
     for cell in np.unique(train["cell"]):
         if not 0 <= cell < len(keys):
             raise StudyError(f"{path}: /train names cell {cell}, but /cells has {len(keys)} rows")

@@ -426,8 +426,10 @@ TEST(FitCli, ASweepIsFittedWithoutItsUnfinishedCells) {
   EXPECT_NE(unknown.err.find("expected one of parameters, body_parameters"), unknown.err.npos)
       << unknown.err;
   const Result eval = Fit(scratch, {"sweep.h5", "--eval=recall"});
-  EXPECT_EQ(eval.code, 2);
-  EXPECT_NE(eval.err.find("--eval is \"recall\", expected one of text"), eval.err.npos) << eval.err;
+  EXPECT_EQ(eval.code, 3);
+  EXPECT_NE(eval.err.find("sweep.h5: has no evaluation recall, it has text; choose with --eval"),
+            eval.err.npos)
+      << eval.err;
 }
 
 // A schedule that decays at several token counts yields a point at each, another one at its end.

@@ -98,6 +98,8 @@ class PlotTest : public testing::Test {
     Numbers accuracy;
     std::string state = "done";
     double exact_share = 1;  // exact match as a share of the accuracy
+    double chance = 0.25;
+    std::string of_case = "";
   };
   void WriteRecall(const std::string& path, const std::vector<RecallCell>& cells) const {
     TableRows of_cells("/cells"), eval("/eval"), train("/train");
@@ -106,7 +108,7 @@ class PlotTest : public testing::Test {
       const auto index = static_cast<int64_t>(i);
       of_cells.Add({{"cell", index},
                     {"variant", c.variant},
-                    {"case", ""},
+                    {"case", c.of_case},
                     {"optim.lr", c.lr},
                     {"seed", c.seed},
                     {"run_id", "run" + std::to_string(i)},
@@ -122,7 +124,7 @@ class PlotTest : public testing::Test {
                   {"exact_match", c.exact_share * c.accuracy[d]},
                   {"nll", 1.0},
                   {"labels", 100},
-                  {"chance", 0.25}});
+                  {"chance", c.chance}});
         train.Add({{"cell", index}, {"step", 10}, {"tokens", 640}, {"loss", 1.0}});
       }
     }
@@ -430,6 +432,50 @@ TEST_F(PlotTest, ADivergedSeedDidNotPassAndAQueuedOneDoesNotCount) {
   EXPECT_EQ(before["best_run"], 0.5);
 }
 
+TEST_F(PlotTest, ACaseOfWhichEveryRunDivergedIsShown) {
+  const auto cell = [](const std::string& of_case, int64_t seed, const Numbers& accuracy,
+                       const std::string& state) {
+    return RecallCell{"rnn", 0.001, seed, accuracy, state, 1, 0.25, of_case};
+  };
+  WriteRecall("sweep.h5", {cell("cold", 0, {1, 1}, "done"), cell("hot", 0, {0.5, 0.5}, "diverged"),
+                           cell("hot", 1, {}, "diverged"), cell("unknown", 0, {}, "queued")});
+  const Json json = Json::parse(Call("sweep.h5 --json").out);
+  ASSERT_EQ(json["accuracy"].size(), 2u);
+  EXPECT_EQ(json["accuracy"][0]["task"], "recall, cold");
+  EXPECT_EQ(json["accuracy"][1]["task"], "recall, hot");
+  for (const char* difficulty : {"4", "8"}) {
+    const Json& hot = json["accuracy"][1]["evidence"][difficulty];
+    EXPECT_EQ(hot["seeds"], 2);
+    EXPECT_EQ(hot["passed"], 0);
+    EXPECT_NEAR(hot["pass_high"], 0.6576, 1e-4);
+    EXPECT_TRUE(hot["median"].is_null());
+  }
+  ExpectImages(".", "accuracy", {"recall, cold", "recall, hot"});
+  WriteRecall("lost.h5", {cell("", 0, {0.5, 0.5}, "diverged"), cell("", 1, {}, "diverged")});
+  const Json lost = Json::parse(Call("lost.h5 --json").out)["accuracy"];
+  ASSERT_EQ(lost.size(), 1u);
+  EXPECT_EQ(lost[0]["evidence"]["8"]["seeds"], 2);
+  EXPECT_EQ(lost[0]["chance"]["8"], 0.25);
+}
+
+TEST_F(PlotTest, ChanceIsThatOfTheSeriesOwnTask) {
+  WriteRecall("sweep.h5", {{"two", 0.001, 0, {0.5, 0.5}, "done", 1, 0.5},
+                           {"many", 0.001, 0, {0.5, 0.5}, "done", 1, 0.017}});
+  EXPECT_EQ(Call("sweep.h5 --table").out,
+            "recall, 1 seed, accuracy at      4      8\n"
+            "  two                        0.500  0.500\n"
+            "    chance                   0.500  0.500\n"
+            "  many                       0.500  0.500\n"
+            "    chance                   0.017  0.017\n");
+  WriteRecall("seeds.h5", {{"two", 0.001, 0, {0.5, 0.5}, "done", 1, 0.5},
+                           {"two", 0.001, 1, {0.5, 0.5}, "done", 1, 0.5},
+                           {"many", 0.001, 0, {0.5, 0.5}, "done", 1, 0.017}});
+  const Json rows = Json::parse(Call("seeds.h5 --json").out)["accuracy"];
+  EXPECT_EQ(rows[0]["chance"]["8"], 0.5);
+  EXPECT_EQ(rows[1]["chance"]["8"], 0.017);
+  ExpectImages(".", "accuracy", {"recall"});
+}
+
 TEST_F(PlotTest, AnswersMayBeGradedBySampleAndFromChance) {
   WriteRecall("sweep.h5",
               {{"rnn", 0.001, 0, {1, 0.7}, "done", 1}, {"rnn", 0.001, 1, {0.8, 0.7}, "done", 0.5}});
@@ -493,6 +539,25 @@ TEST_F(PlotTest, AnyFigureGoesIntoTheFileThatWasAskedFor) {
   EXPECT_NE(ending.err.find("is loss.jpg, expected a name that ends in .svg, .pdf, .png"),
             std::string::npos)
       << ending.err;
+}
+
+TEST_F(PlotTest, AFigureOfLawsNeedsText) {
+  ExpectRefused("'" WEFT_SOURCE_DIR "/paper/data/mqar.h5' --figure loss-tokens",
+                {"has nothing to draw as loss-tokens: ", "has no evaluation text, it has mqar"});
+}
+
+TEST_F(PlotTest, AFullDiskIsOneLine) {
+  WriteSearch("sweep.h5");
+  for (const char* kind : {"pdf", "svg", "png"}) {
+    const std::string call = Cat("ulimit -f 1; exec '" WEFT_SOURCE_DIR
+                                 "/analysis/weft-plot' sweep.h5 --figure accuracy -o a.",
+                                 kind);
+    ExpectOneLine(ResultOf(root_, {"/bin/sh", "-c", call}), 1,
+                  {Cat("a.", kind), "cannot write: File too large"});
+  }
+  for (const auto& entry : fs::directory_iterator(root_))
+    EXPECT_FALSE(entry.path().filename().string().starts_with('.')) << entry.path();
+  EXPECT_FALSE(fs::exists(root_ + "/a.pdf"));
 }
 
 TEST_F(PlotTest, BrokenOrMissingFilesAreOneLine) {
