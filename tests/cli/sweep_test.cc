@@ -150,7 +150,10 @@ TEST_F(SweepTest, RefusesAMatchThatDoesNotFit) {
   expect(whole + ", variants = [\"rnn\"]", {"match.variants holds match.to"});
   expect(whole + ", variants = 3", {"expected a list of variants"});
   expect(whole + ", multiple = 0", {"match.multiple is 0, expected a positive number"});
-  expect(whole + ", tolerance = \"much\"", {"match.tolerance", "expected a positive number"});
+  for (const char* tolerance : {"'much'", "0", "-1", "-0.5", "nan", "inf"}) {
+    expect(Cat(whole, ", tolerance = ", tolerance),
+           {"s.toml:3", Cat("match.tolerance is ", tolerance), "expected a positive number"});
+  }
   ExpectRefused(kHead + "match = { " + whole + " }\n" + kVariants + "[axes]\nmodel.d_model = [8]\n",
                 {"s.toml:3", "match.by = \"model.d_model\" is also set at", "s.toml:8: axes"});
   expect("quantity = \"flops\", to = \"rnn\", by = \"train.steps\"",
