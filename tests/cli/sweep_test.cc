@@ -393,6 +393,29 @@ TEST_F(SweepTest, ASweepThatGrewRunsTheNewCellsOnly) {
   EXPECT_EQ(Status()["counts"]["done"], 4);
 }
 
+TEST_F(SweepTest, SaysWhatHasChangedSinceItWasStarted) {
+  const std::string sweep = kHead + kVariants, base = Read("base.toml");
+  Write("s.toml", sweep);
+  ASSERT_EQ(Call("run s.toml").code, 0);
+  const auto expect = [&](const std::vector<std::string>& changed) {
+    for (const char* action : {"status", "collect"}) {
+      const Result result = Call(Cat(action, " s.toml"));
+      EXPECT_EQ(result.code, 0);
+      const std::vector<std::string> lines = Lines(result.err);
+      ASSERT_EQ(lines.size(), changed.size()) << result.err;
+      for (size_t i = 0; i < lines.size(); ++i)
+        EXPECT_HAS(lines[i], "weft sweep: " + changed[i] + " changed since the sweep was started");
+    }
+  };
+  expect({});
+  Write("base.toml", base + "seed = 3\n");
+  expect({"base.toml, the base of the sweep, has"});
+  Write("s.toml", sweep + "# longer\n");
+  expect({"s.toml has", "base.toml, the base of the sweep, has"});
+  Write("base.toml", base);
+  expect({"s.toml has"});
+}
+
 TEST_F(SweepTest, OutlivesItsTerminal) {
   Write("s.toml", kHead + "[variants]\na = { seed = 1 }\nb = { seed = 2 }\n");
   for (const char* gone : {"2>/dev/full | true", "2>&1 | true"}) {
