@@ -135,8 +135,15 @@ std::string Explain(const Sweep& sweep, const Cell& cell, std::string message) {
     const std::string flag = "--" + setting.path + ": ";
     if (message.starts_with(flag)) return setting.origin + ": " + message.substr(flag.size());
   }
-  if (message.starts_with("--match: ") || message.starts_with("--by: ")) {
-    return Cat(sweep.match.where, ": match: cell ", cell.name, message.substr(message.find(':')));
+  for (const char* flag : {"--match: ", "--by: ", "--multiple: "}) {
+    if (!message.starts_with(flag)) continue;
+    message = message.substr(std::string_view(flag).size());
+    // Options of weft params are keys here.
+    for (const std::string key : {"tolerance", "multiple"}) {
+      if (const size_t at = message.find("--" + key); at != message.npos)
+        message.replace(at, 2, "match.");
+    }
+    return Cat(sweep.match.where, ": match: cell ", cell.name, ": ", message);
   }
   return Cat(sweep.path, ": cell ", cell.name, ": ",
              message.empty() ? "weft-train gave no reason" : message);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <sstream>
@@ -110,7 +111,8 @@ class Reader {
         match.to = Text(entry);
       } else if (entry.key == "by") {
         match.by = Text(entry);
-      } else if (entry.key == "tolerance" && entry.node->is_number()) {
+      } else if (entry.key == "tolerance" && entry.node->is_number() &&
+                 entry.node->value_or(0.0) > 0 && std::isfinite(entry.node->value_or(0.0))) {
         match.tolerance = *entry.node->value<double>();
       } else if (entry.key == "multiple" && entry.node->is_integer() &&
                  *entry.node->value<int64_t>() > 0) {

@@ -19,7 +19,7 @@
 //   to       = "transformer"
 //   by       = "model.d_ff"                  set by no variant or axis that is solved
 //   variants = ["hybrid"]                    default: all but `to`
-//   tolerance = 1                            per cent
+//   tolerance = 1                            per cent, above 0
 //   multiple = 8                             values that are tried; default 1
 //
 // Cells are variants x cases x axes in the order of the file; the last axis varies fastest. They

@@ -351,12 +351,14 @@ int Main(CLI::App& app, int argc, char** argv) {
   if (action == "run" || action == "resume") return RunCommand(sweep, out, packing);
 
   const Study study = ReadStudy(out + "/" + sweep.study);
-  if (study.sweep_toml != sweep.text) {
+  const auto note = [](const std::string& what) {
     fmt::print(stderr,
                "weft sweep: {} has changed since the sweep was started; this is the sweep as it "
                "was started\n",
-               file);
-  }
+               what);
+  };
+  if (study.sweep_toml != sweep.text) note(file);
+  if (study.base_toml != ReadFile(sweep.base)) note(sweep.base + ", the base of the sweep,");
   return action == "status" ? StatusCommand(study, json) : CollectCommand(study, collect);
 }
 

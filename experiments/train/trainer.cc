@@ -65,26 +65,34 @@ std::vector<int64_t> EvaluatedDifficulties(const Experiment& e,
   return all;
 }
 
-// The largest pass of every evaluation that the run makes.
-std::vector<Evaluator::Shape> EvaluationShapes(const Experiment& e, int64_t tokens) {
+// The largest pass of an evaluation.
+struct EvaluationPass {
+  Evaluator::Shape shape;
+  std::string cause;  // what asks for it: "eval.difficulties: difficulty 8: "
+};
+
+// Of every evaluation that the run makes.
+std::vector<EvaluationPass> EvaluationPasses(const Experiment& e, int64_t tokens) {
   if (!e.task) {
     if (e.data.held_out == 0 || e.data.random > 0) return {};
-    return {Evaluator::TextShape(e.train.length, e.eval.rows, tokens)};
+    return {{Evaluator::TextShape(e.train.length, e.eval.rows, tokens), ""}};
   }
-  std::vector<Evaluator::Shape> shapes;
+  std::vector<EvaluationPass> passes;
   const std::unique_ptr<Task> task = e.task->Make();
   const std::vector<CurriculumStage> stages = task->Curriculum();
+  const auto add = [&](const char* key, int64_t difficulty) {
+    passes.push_back({Evaluator::TaskShape(*task, difficulty, tokens),
+                      Cat(key, ": difficulty ", difficulty, ": ")});
+  };
   try {
-    for (const int64_t n : EvaluatedDifficulties(e, stages))
-      shapes.push_back(Evaluator::TaskShape(*task, n, tokens));
+    for (const int64_t n : EvaluatedDifficulties(e, stages)) add("eval.difficulties", n);
   } catch (const Error& error) {
     Fail(error.code(), "eval.difficulties: ", error.what());
   }
   for (const CurriculumStage& stage : stages) {
-    if (stage.promote_accuracy > 0)
-      shapes.push_back(Evaluator::TaskShape(*task, stage.difficulty, tokens));
+    if (stage.promote_accuracy > 0) add("task.promote_accuracy", stage.difficulty);
   }
-  return shapes;
+  return passes;
 }
 
 struct PassCost {
@@ -94,7 +102,8 @@ struct PassCost {
 
 // A pass without memory behind it. Parameters, batch and activations share an arena: the tape knows
 // gradients by their addresses.
-PassCost PlanPass(Model& model, Evaluator::Shape shape, DType dtype, bool recording) {
+PassCost PlanPass(Model& model, Evaluator::Shape shape, DType dtype, bool recording,
+                  const std::string& cause = "") {
   if (shape.rows * shape.length > kLargestPass) {
     Fail(ExitCode::kOutOfMemory, "out of memory: a pass over ", shape.rows, " rows of ",
          shape.length, " tokens, expected at most ", kLargestPass,
@@ -119,7 +128,7 @@ PassCost PlanPass(Model& model, Evaluator::Shape shape, DType dtype, bool record
     }
   } catch (const Error& error) {
     // What an op refuses before it has seen data is a setting.
-    Fail(ExitCode::kUsage, error.what());
+    Fail(ExitCode::kUsage, cause, error.what());
   }
   return {arena.peak() - before, std::get<PlanStream>(stream).flops};
 }
@@ -184,9 +193,9 @@ RunPlan PlanWith(const Experiment& e, const TrainConfig& train, const Device& de
     const double flops = PlanPass(once, {rows, train.length}, device.dtype, true).flops;
     plan.training_flops_per_token = flops / static_cast<double>(rows * train.length);
   }
-  for (const Evaluator::Shape& shape : EvaluationShapes(e, rows * train.length)) {
+  for (const auto& [shape, cause] : EvaluationPasses(e, rows * train.length)) {
     plan.activation_bytes =
-        std::max(plan.activation_bytes, PlanPass(model, shape, device.dtype, false).bytes);
+        std::max(plan.activation_bytes, PlanPass(model, shape, device.dtype, false, cause).bytes);
   }
   plan.memory_bytes = parameters.peak() + plan.activation_bytes +
                       Batch::Bytes(train.batch, train.length) + (device.cuda ? kDeviceScratch : 0);

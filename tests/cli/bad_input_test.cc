@@ -61,6 +61,13 @@ export PATH=')bash" WEFT_BIN_DIR R"bash(':$PATH
 train=weft-train; eval=weft-eval; params=weft-params; task=weft-task; bench=weft-bench
 run='out/*/*'
 finish() { $train ${config:-tiny.toml} --out out "$@"; }
+# matched SETTINGS: plans a sweep of two widths that differ more than model.d_ff makes up for.
+matched() {
+  printf '%s\n' 'base = "tiny.toml"' '[variants]' 'a = { model.d_model = 4 }' \
+    'b = { model.d_model = 16 }' '[match]' 'quantity = "parameters"' 'to = "a"' \
+    'by = "model.d_ff"' "$1" > s.toml
+  weft-sweep plan s.toml
+}
 # What a kill after the first checkpoint leaves.
 crash() {
   finish "$@" && rm -r $(ls -d $run/checkpoints/* | tail -1) &&
@@ -140,11 +147,17 @@ const std::vector<Case> kCases = {
      2, {"none: cannot read"}},
     {"ParamsNoMatch", "",
      "$params tiny.toml --match parameters --to tiny.toml --to-set model.d_model=4 --by model.d_ff",
-     2, {"no value of model.d_ff makes parameters equal to", "the nearest is 1 with", "%, more than 1 %"}},
+     2, {"no value of model.d_ff makes parameters equal to", "the nearest is 1 with", "%, more than 1 %",
+         "allow more with --tolerance"}},
     {"ParamsToleranceIsNaN", "",
      "$params tiny.toml --match parameters --to tiny.toml --to-set model.d_model=4 --by model.d_ff "
      "--tolerance=nan",
      2, {"--tolerance: Value nan not in range 0 to 1e+09"}},
+    {"SweepNoMatch", "", "matched 'tolerance = 0.5'", 2,
+     {"s.toml:5: match: cell b: no value of model.d_ff makes parameters equal to",
+      "more than 0.5 %", "allow more with match.tolerance"}},
+    {"SweepNoMultiple", "", "matched 'multiple = 2000000000000'", 2,
+     {"s.toml:5: match: cell b: model.d_ff takes no multiple of 2000000000000, only 1 to"}},
     {"ParamsStdoutFull", "", "$params tiny.toml >/dev/full", 1,
      {"standard output cannot be written"}},
     {"TaskNothing", "", "$task", 2, {"expected list or sample"}},
@@ -268,6 +281,15 @@ const std::vector<Case> kCases = {
     {"EvalDifficultyOfTask", "",
      "finish --task.name=recall --task.stage_steps=3,0 --eval.difficulties=200", 2,
      {"eval.difficulties: difficulty 200 of task recall: expected 1 to 128"}},
+    {"PositionsOfTraining", "", "finish --model.positions=63", 2,
+     {"weft train: model.positions = 63 is less than the 64 tokens of a row; raise it"}},
+    {"PositionsOfEvaluation", "", "finish --model.positions=64 --eval.difficulties=4,64", 2,
+     {"weft train: eval.difficulties: difficulty 64: model.positions = 64 is less than the ",
+      " tokens of a row; raise it"}},
+    {"PositionsOfPromotion", "",
+     "finish --model.positions=96 --train.length=96 --eval.difficulties=4 "
+     "--task.promote_accuracy=0.5 --task.difficulties=13,14", 2,
+     {"weft train: task.promote_accuracy: difficulty 13: model.positions = 96 is less than the 128"}},
     {"StagesDoNotMatch", "", "finish --task.difficulties=4", 2,
      {"task.stage_steps has 2", "task.difficulties 1"}},
     {"StageDescends", "", "finish --task.difficulties=8,4", 2,
@@ -433,6 +455,8 @@ const std::vector<Case> kCases = {
      {"did you mean \"eval.samples\"?"}},
     {"EvalTooHard", "finish --task.name=recall", "$eval $run --eval.difficulties=200", 2,
      {"difficulty 200 of task recall"}},
+    {"EvalTooLong", "finish --model.positions=64", "$eval $run --eval.difficulties=64", 2,
+     {"weft eval: eval.difficulties: difficulty 64: model.positions = 64 is less than the "}},
     {"EvalNothingHeldOut", "config=text.toml finish --data.held_out=0", "$eval $run", 2,
      {"data.held_out = 0"}},
     {"EvalStdoutFull", "finish", "$eval $run --json >/dev/full", 1,

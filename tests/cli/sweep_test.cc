@@ -150,7 +150,10 @@ TEST_F(SweepTest, RefusesAMatchThatDoesNotFit) {
   expect(whole + ", variants = [\"rnn\"]", {"match.variants holds match.to"});
   expect(whole + ", variants = 3", {"expected a list of variants"});
   expect(whole + ", multiple = 0", {"match.multiple is 0, expected a positive number"});
-  expect(whole + ", tolerance = \"much\"", {"match.tolerance", "expected a positive number"});
+  for (const char* tolerance : {"'much'", "0", "-1", "-0.5", "nan", "inf"}) {
+    expect(Cat(whole, ", tolerance = ", tolerance),
+           {"s.toml:3", Cat("match.tolerance is ", tolerance), "expected a positive number"});
+  }
   ExpectRefused(kHead + "match = { " + whole + " }\n" + kVariants + "[axes]\nmodel.d_model = [8]\n",
                 {"s.toml:3", "match.by = \"model.d_model\" is also set at", "s.toml:8: axes"});
   expect("quantity = \"flops\", to = \"rnn\", by = \"train.steps\"",
@@ -388,6 +391,29 @@ TEST_F(SweepTest, ASweepThatGrewRunsTheNewCellsOnly) {
   EXPECT_EQ(output.code, 0);
   EXPECT_HAS(output.err, "2 of 4 cells have ended before");
   EXPECT_EQ(Status()["counts"]["done"], 4);
+}
+
+TEST_F(SweepTest, SaysWhatHasChangedSinceItWasStarted) {
+  const std::string sweep = kHead + kVariants, base = Read("base.toml");
+  Write("s.toml", sweep);
+  ASSERT_EQ(Call("run s.toml").code, 0);
+  const auto expect = [&](const std::vector<std::string>& changed) {
+    for (const char* action : {"status", "collect"}) {
+      const Result result = Call(Cat(action, " s.toml"));
+      EXPECT_EQ(result.code, 0);
+      const std::vector<std::string> lines = Lines(result.err);
+      ASSERT_EQ(lines.size(), changed.size()) << result.err;
+      for (size_t i = 0; i < lines.size(); ++i)
+        EXPECT_HAS(lines[i], "weft sweep: " + changed[i] + " changed since the sweep was started");
+    }
+  };
+  expect({});
+  Write("base.toml", base + "seed = 3\n");
+  expect({"base.toml, the base of the sweep, has"});
+  Write("s.toml", sweep + "# longer\n");
+  expect({"s.toml has", "base.toml, the base of the sweep, has"});
+  Write("base.toml", base);
+  expect({"s.toml has"});
 }
 
 TEST_F(SweepTest, OutlivesItsTerminal) {
