@@ -83,6 +83,14 @@ def evidence(runs, diverged, difficulties, bar):
     return rows
 
 
+def agreed(pairs):
+    """{difficulty: chance}, nan where the pairs differ."""
+    chance = {}
+    for difficulty, level in pairs:
+        chance[difficulty] = level if chance.get(difficulty, level) == level else math.nan
+    return chance
+
+
 def accuracy_table(results):
     """Rows of {task, series, seeds, accuracy: {difficulty: median}, chance: {difficulty: level}, evidence}."""
     rows = []
@@ -96,15 +104,14 @@ def accuracy_table(results):
                 if e["series"] == series:
                     runs[e["cell"]].append(e)
             seeds = {e["seed"] for run in runs.values() for e in run}
-            diverged = {c["seed"] for c in results.not_done
-                        if c["state"] == "diverged" and c["series"] == series and c["case"] in cases} - seeds
+            lost = [c for c in results.not_done if c["state"] == "diverged" and c["series"] == series and c["case"] in cases]
+            diverged = {c["seed"] for c in lost} - seeds
             if not seeds and not diverged:
                 continue
-            # Settings of the task may differ between series, and chance with them.
-            mine = [e for run in runs.values() for e in run] or evals
-            chance = {e["difficulty"]: e["chance"] for e in mine}
-            if not evals:
-                chance = {d: c for e in found for d, c in e["asked"].items()} or everywhere
+            # Series may have tasks of different settings: chance is that of the series' own.
+            chance = (agreed((e["difficulty"], e["chance"]) for run in runs.values() for e in run)
+                      or agreed(pair for c in lost for pair in c["asked"].items())
+                      or agreed((e["difficulty"], e["chance"]) for e in evals) or everywhere)
             shown = evidence(list(runs.values()), len(diverged), sorted(chance), results.bar)
             rows.append({"task": title, "series": series, "seeds": len(seeds) + len(diverged),
                          "accuracy": {d: e["median"] for d, e in shown.items() if e["median"] is not None},

@@ -158,10 +158,11 @@ def accuracy_figure(results):
                     ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
                     ax.plot(x, best, color=colour, **dots)
                     ax.plot([], [], color=INK, label="best run", **dots)
-        for chance in {tuple((d, c) for d, c in row["chance"].items() if c is not None): None for row in rows}:
-            if not chance:
+        levels = [{d: c for d, c in row["chance"].items() if c is not None} for row in rows]
+        for i, chance in enumerate(levels):
+            if not chance or chance in levels[:i]:
                 continue
-            x, y = (list(column) for column in zip(*chance))
+            x, y = list(chance), list(chance.values())
             if len(x) == 1:
                 x, y = [x[0] / 2, x[0] * 2], y * 2
             ax.plot(x, y, color=INK, linestyle=(0, (4, 3)), linewidth=1, label="chance", zorder=2)

@@ -163,12 +163,11 @@ def read_sweep(path, results):
         cell = int(evals["cell"][r])
         if not 0 <= cell < len(keys):
             raise StudyError(f"{path}: /eval names cell {cell}, but /cells has {len(keys)} rows")
-        name = text(evals["name"][r])
-        kind[cell] = name
-        asked[cell][evals["difficulty"][r].item()] = evals["chance"][r].item()
-        if results.cells[cell]["state"] == "diverged":
-            continue  # what it was measured at before is no result
-        results.evals.append({**keys[cell], "name": name, **eval_row(evals, r, results.metric)})
+        kind[cell] = text(evals["name"][r])
+        row = {**keys[cell], "name": kind[cell], **eval_row(evals, r, results.metric)}
+        asked[cell][row["difficulty"]] = row["chance"]
+        if results.cells[cell]["state"] != "diverged":  # what it was measured at before is no result
+            results.evals.append(row)
     for cell in results.not_done:
         cell |= {"name": kind.get(cell["cell"], ""), "asked": asked[cell["cell"]]}
     for cell in np.unique(train["cell"]):

@@ -456,6 +456,8 @@ TEST_F(PlotTest, ACaseOfWhichEveryRunDivergedIsShown) {
   ASSERT_EQ(lost.size(), 1u);
   EXPECT_EQ(lost[0]["evidence"]["8"]["seeds"], 2);
   EXPECT_EQ(lost[0]["chance"]["8"], 0.25);
+  EXPECT_EQ(Json::parse(Call("lost.h5 --json --metric=scaled").out)["accuracy"][0]["chance"]["8"],
+            0.0);
 }
 
 TEST_F(PlotTest, ChanceIsThatOfTheSeriesOwnTask) {
@@ -469,10 +471,15 @@ TEST_F(PlotTest, ChanceIsThatOfTheSeriesOwnTask) {
             "    chance                   0.017  0.017\n");
   WriteRecall("seeds.h5", {{"two", 0.001, 0, {0.5, 0.5}, "done", 1, 0.5},
                            {"two", 0.001, 1, {0.5, 0.5}, "done", 1, 0.5},
-                           {"many", 0.001, 0, {0.5, 0.5}, "done", 1, 0.017}});
+                           {"many", 0.001, 0, {0.5, 0.5}, "done", 1, 0.017},
+                           {"lost", 0.001, 0, {0.5, 0.5}, "diverged", 1, 0.1},
+                           {"never", 0.001, 0, {}, "diverged"}});
   const Json rows = Json::parse(Call("seeds.h5 --json").out)["accuracy"];
+  ASSERT_EQ(rows.size(), 4u);
   EXPECT_EQ(rows[0]["chance"]["8"], 0.5);
   EXPECT_EQ(rows[1]["chance"]["8"], 0.017);
+  EXPECT_EQ(rows[2]["chance"]["8"], 0.1);
+  EXPECT_TRUE(rows[3]["chance"]["8"].is_null());  // those of the others differ
   ExpectImages(".", "accuracy", {"recall"});
 }
 
